@@ -1,0 +1,170 @@
+"""Is a step up to date? The ladder from its facts to the answer, and the reasons for it.
+
+1. *fresh*: what stands in `build/` was made from the very facts of now, and nobody edited it.
+2. *stored*: the store has what these facts make; it only has to be put in place.
+3. *stale*: it must run.
+4. *waiting*: a step that it reads must run first; whether it must run itself depends on the bytes.
+5. *missing*: its toolchain, or that of a step that it reads, is not on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from .digest import digest_tree, list_tree
+from .errors import Tf2aifError
+from .facts import Facts, Value, explain, flatten, key
+from .graph import Graph, Step
+from .store import ActionRecord, OutputFile
+from .toolchains import Missing, environment_facts, identity
+from .workers import current_value
+from .workspace import Workspace
+
+SCHEMA = 1  # of the facts themselves: raised when their meaning changes
+
+State = Literal["fresh", "stored", "stale", "waiting", "missing"]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What must be done for a step, and why."""
+
+    state: State
+    reasons: tuple[str, ...] = ()
+    key: str = ""
+    facts: Facts = {}
+    record: ActionRecord | None = None
+    missing: Missing | None = None
+
+    @property
+    def artifact(self) -> str | None:
+        """The digest of what the step makes, where that is known before it runs."""
+        known = self.state in ("fresh", "stored") and self.record
+        return artifact_digest(self.record.outputs) if known and self.record else None
+
+
+def artifact_digest(outputs: tuple[OutputFile, ...]) -> str:
+    """The digest of a folder's files: their paths, bytes and executable bits, in order."""
+    return key({"files": [[o.path, o.digest, o.executable] for o in outputs]})
+
+
+def survey(graph: Graph, workspace: Workspace) -> dict[str, Verdict]:
+    """The verdict on every step, looking through steps whose result is known beforehand."""
+    verdicts: dict[str, Verdict] = {}
+    for step in graph.steps.values():
+        verdicts[step.id] = _look(step, workspace, verdicts)
+    return verdicts
+
+
+def _look(step: Step, workspace: Workspace, before: Mapping[str, Verdict]) -> Verdict:
+    for name in step.inputs.values():
+        if before[name].state == "missing":
+            return Verdict(state="missing", reasons=(f"needs {name}",), missing=before[name].missing)
+    known = {name: before[name].artifact for name in step.inputs.values()}
+    waits = tuple(name for name, digest in known.items() if digest is None)
+    tool = identity(step.toolchain)
+    if isinstance(tool, Missing):
+        return Verdict(state="missing", reasons=(f"{tool.what} is not installed",), missing=tool)
+    if waits:
+        return Verdict(state="waiting", reasons=tuple(f"{name} must run first" for name in waits))
+    return assess(step, workspace, {name: digest or "" for name, digest in known.items()})
+
+
+def assess(step: Step, workspace: Workspace, artifacts: Mapping[str, str] | None = None) -> Verdict:
+    """The verdict on one step.
+
+    `artifacts` gives the digests of what the steps it reads have made, by step id; without it they
+    are taken from `build/` as it stands.
+    """
+    made = workspace.made(step)
+    try:
+        facts = declared(step, workspace, artifacts)
+    except FileNotFoundError as error:
+        return Verdict(state="stale", reasons=(f"{error.filename or error} is missing",))
+    base = key(facts)
+
+    def current(name: str) -> Value:
+        return current_value(name, Path(step.folder), workspace.stats)
+
+    if made and made.key == base and _observed(made.record, current) == made.record.observed:
+        if _stands(workspace.artifact(step), made.record, workspace):
+            return Verdict(state="fresh", key=base, facts=facts, record=made.record)
+        reasons: tuple[str, ...] = ("its output was changed or removed",)
+    else:
+        reasons = _reasons(made.record if made else None, facts, current)
+    record = workspace.store.find(base, current)
+    state: State = "stored" if record else "stale"
+    return Verdict(state=state, reasons=reasons, key=base, facts=facts, record=record)
+
+
+def declared(step: Step, workspace: Workspace, artifacts: Mapping[str, str] | None = None) -> Facts:
+    """All that is known before a step runs and can change what it makes.
+
+    Raises FileNotFoundError where a file that it reads, or the artifact of a step, is not there.
+    """
+    facts: Facts = {"schema": SCHEMA, "step": step.kind, "version": step.version}
+    facts.update(flatten("option", step.options))
+    for name, path in sorted(step.files.items()):
+        facts[f"file.{name}"] = digest_tree(Path(path), workspace.stats)
+    for name, other in sorted(step.inputs.items()):
+        facts[f"input.{name}"] = artifacts[other] if artifacts else here(other, workspace)
+    facts |= toolchain_facts(step)
+    if step.seed is not None:
+        facts["seed"] = step.seed
+    if step.machine:
+        facts |= machine_facts()
+    return facts
+
+
+def here(step: str, workspace: Workspace) -> str:
+    """The digest of a step's artifact as it stands in `build/`."""
+    return artifact_digest(list_tree(workspace.artifact(step), workspace.stats))
+
+
+def toolchain_facts(step: Step) -> Facts:
+    """What the step runs with: versions, the interpreter, variables that can change results."""
+    tool = identity(step.toolchain)
+    if isinstance(tool, Missing):
+        raise Tf2aifError(f"toolchain '{step.toolchain}' is not here", hint=tool.hint)
+    facts: Facts = {f"toolchain.{name}": version for name, version in tool.facts().items()}
+    for name, value in environment_facts(step.environment).items():
+        facts[f"environment.{name}"] = value
+    return facts
+
+
+@cache
+def machine_facts() -> Facts:
+    """What a measured time depends on: the processor and how many of them we may use."""
+    cpu = platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {"machine.cpu": model, "machine.cores": len(os.sched_getaffinity(0))}
+
+
+def _observed(record: ActionRecord, current: object) -> Facts:
+    assert callable(current)
+    return {name: current(name) for name in record.observed}
+
+
+def _stands(folder: Path, record: ActionRecord, workspace: Workspace) -> bool:
+    try:
+        return list_tree(folder, workspace.stats) == record.outputs
+    except FileNotFoundError:
+        return False
+
+
+def _reasons(before: ActionRecord | None, facts: Facts, current: object) -> tuple[str, ...]:
+    if before is None:
+        return ("it has not run here yet",)
+    after = {**facts, **_observed(before, current)}
+    changes = explain({**before.facts, **before.observed}, after)
+    return tuple(change.render() for change in changes)

@@ -1,0 +1,402 @@
+"""From recipes and targets to the steps that make their variants: pure, no I/O, no TensorFlow.
+
+Two variants that need the same step (the same kind, options and inputs) get the same node, so it
+runs once. A node's name is for people; its options, files and inputs are what it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from .engines import engine_module
+from .errors import FilesError, Tf2aifError
+from .facts import key
+from .spec.load import LoadedRecipe, pipeline
+from .spec.recipe import Calibration, Data, Evaluation, Recipe, TargetOverride
+from .spec.target import Limits, StepUse, Target
+from .steps import STEPS, step_module
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """A node of the graph: one action with its options, files and inputs."""
+
+    id: str
+    kind: str
+    recipe: str
+    folder: str  # the recipe's own: what the user's code calls "here"
+    module: str
+    version: int
+    toolchain: str
+    options: dict[str, Any] = {}
+    files: dict[str, str] = {}  # name of an input -> absolute path of the user's file or folder
+    inputs: dict[str, str] = {}  # name of an input -> id of the step that makes it
+    code: str | None = None  # the user's code that it runs, if any
+    environment: tuple[str, ...] = ()  # variables that this code may see
+    seed: int | None = None
+    limits: Limits = Limits()
+    alone: bool = False  # it measures time: nothing else runs meanwhile
+    machine: bool = False  # what it makes holds for this machine only
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True):
+    """Recipe x target x precision, and the steps that make it."""
+
+    recipe: str
+    target: str
+    precision: str
+    platform: str
+    engine: str
+    engine_options: dict[str, Any]
+    baseline: bool
+    labels: dict[str, str]
+    allowed_drop: float
+    artifact: str
+    check: str
+    latency: str | None = None
+    calibration: str | None = None
+    random_calibration: bool = False
+
+    @property
+    def name(self) -> str:
+        """As people write it: `cpu-int8`."""
+        return f"{self.target}-{self.precision}"
+
+    @property
+    def id(self) -> str:
+        """As people write it with its recipe: `kws/cpu-int8`."""
+        return f"{self.recipe}/{self.name}"
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps whose results go into its record."""
+        return tuple(s for s in (self.artifact, self.check, self.latency) if s)
+
+
+class Graph(msgspec.Struct, frozen=True):
+    """All steps, each after what it needs, and the variants."""
+
+    steps: dict[str, Step]
+    variants: dict[str, Variant]
+
+    def needs(self, ids: Iterable[str]) -> tuple[str, ...]:
+        """These steps and all that they rest on, in an order in which they can run."""
+        wanted = set(ids)
+        for step in reversed(self.steps.values()):
+            if step.id in wanted:
+                wanted.update(step.inputs.values())
+        return tuple(name for name in self.steps if name in wanted)
+
+    def only(self, variants: Iterable[str]) -> Graph:
+        """The part that makes these variants."""
+        kept = {name: self.variants[name] for name in variants}
+        steps = self.needs(s for v in kept.values() for s in v.steps)
+        return Graph({name: self.steps[name] for name in steps}, kept)
+
+
+def plan(
+    recipes: Iterable[LoadedRecipe],
+    targets: Mapping[str, Target],
+    *,
+    only_targets: Iterable[str] = (),
+    platform: str,
+) -> Graph:
+    """The graph that makes every variant the recipes ask for.
+
+    `platform` is this machine's, as OCI names it: a variant's speed is measured only where it
+    would run. Raises FilesError where a recipe asks for what its targets do not have.
+    """
+    steps: dict[str, Step] = {}
+    variants: dict[str, Variant] = {}
+    chosen = frozenset(only_targets)
+    for loaded in recipes:
+        planner = _Planner(loaded, targets, platform)
+        for variant in planner.variants(chosen):
+            variants[variant.id] = variant
+        steps.update(planner.steps)
+    return Graph(steps, variants)
+
+
+class _Planner:
+    """The steps of one recipe, each made once."""
+
+    def __init__(
+        self, loaded: LoadedRecipe, targets: Mapping[str, Target], platform: str
+    ) -> None:
+        self.loaded = loaded
+        self.recipe: Recipe = loaded.recipe
+        self.folder = str(loaded.folder)
+        self.targets = targets
+        self.platform = platform
+        self.steps: dict[str, Step] = {}
+        self._known: dict[str, str] = {}
+
+    def variants(self, only: frozenset[str]) -> Iterator[Variant]:
+        """Every variant of the recipe, its steps planned on the way."""
+        wanted = self.recipe.targets
+        overrides: Mapping[str, TargetOverride | None] = (
+            wanted if isinstance(wanted, dict) else dict.fromkeys(wanted)
+        )
+        for name, override in overrides.items():
+            if not only or name in only:
+                yield from self._of_target(name, override or TargetOverride())
+
+    def _of_target(self, name: str, override: TargetOverride) -> Iterator[Variant]:
+        target = self.targets[name]
+        precisions = override.precisions or list(target.precisions)
+        for precision in precisions:
+            uses = tuple(_changed(use, override) for use in pipeline(target, precision))
+            yield self._variant(name, target, precision, uses, override)
+
+    def _variant(
+        self,
+        name: str,
+        target: Target,
+        precision: str,
+        uses: tuple[StepUse, ...],
+        override: TargetOverride,
+    ) -> Variant:
+        calibration = override.calibration or self.recipe.calibration
+        artifact = model = self._import()
+        for use in uses:
+            artifact = self._convert(name, precision, use, artifact, calibration, target.limits)
+        label = f"{name}-{precision}"
+        engine = {**target.engine.options, **override.engine}
+        here = target.platform == self.platform
+        used = "calibration" in self._ancestry(artifact)
+        return Variant(
+            recipe=self.loaded.name,
+            target=name,
+            precision=precision,
+            platform=target.platform,
+            engine=target.engine.name,
+            engine_options=engine,
+            baseline=target.baseline,
+            labels=target.labels,
+            allowed_drop=self._allowed_drop(name, precision),
+            artifact=artifact,
+            check=self._check(label, artifact, target.engine.name, engine, target.limits),
+            latency=self._latency(label, artifact, model, target, engine) if here else None,
+            calibration=self._calibration(calibration) if used and calibration else None,
+            random_calibration=used and calibration == "random",
+        )
+
+    def _allowed_drop(self, target: str, precision: str) -> float:
+        gate = self.recipe.gate
+        for name in (f"{target}-{precision}", target):
+            if name in gate.targets:
+                return gate.targets[name]
+        return gate.precisions.get(precision, gate.drop)
+
+    def _ancestry(self, step: str) -> set[str]:
+        found = {self.steps[step].kind}
+        for name in self.steps[step].inputs.values():
+            found |= self._ancestry(name)
+        return found
+
+    # The steps, from the source model down.
+
+    def _add(self, name: str, kind: str, *, also: str = "", **fields: Any) -> str:
+        """The id of the step that is this, made now if there is none yet."""
+        module = step_module(kind)
+        content = {"kind": kind, **{k: v for k, v in fields.items() if k != "limits"}}
+        digest = key(msgspec.to_builtins(content))
+        if digest in self._known:
+            return self._known[digest]
+        step_id = f"{self.loaded.name}/{name}"
+        if step_id in self.steps:
+            step_id = f"{self.loaded.name}/{also or name + '-' + digest[:6]}"
+        self.steps[step_id] = Step(
+            id=step_id,
+            kind=kind,
+            recipe=self.loaded.name,
+            folder=self.folder,
+            module=STEPS[kind],
+            version=module.VERSION,
+            toolchain=fields.pop("toolchain", module.TOOLCHAIN),
+            **fields,
+        )
+        self._known[digest] = step_id
+        return step_id
+
+    def _path(self, written: str) -> str:
+        return os.path.normpath(os.path.join(self.folder, os.path.expanduser(written)))
+
+    def _paths(self, written: Mapping[str, str]) -> dict[str, str]:
+        return {name: self._path(path) for name, path in written.items()}
+
+    def _code(self, code: str) -> dict[str, Any]:
+        """What a step that runs the user's code has besides."""
+        return {
+            "code": code,
+            "environment": tuple(sorted(self.recipe.environment)),
+            "seed": self.recipe.seed,
+        }
+
+    def _import(self) -> str:
+        model = self.recipe.model
+        fields: dict[str, Any] = {
+            "options": {"signature": model.signature, "batch": model.batch, "inputs": model.inputs}
+        }
+        if model.function:
+            fields["inputs"] = {"source": self._model()}
+        else:
+            fields["files"] = {"source": self._path(model.path or "")}
+        return self._add("import", "import", **fields)
+
+    def _model(self) -> str:
+        model = self.recipe.model
+        file, _, function = (model.function or "").rpartition(":")
+        files = {"code": self._path(file)} | self._paths(
+            {f"file{i}": path for i, path in enumerate(model.files)}
+        )
+        options = {"function": function, "arguments": model.arguments, "seed": self.recipe.seed}
+        return self._add("model", "model", options=options, files=files, **self._code(files["code"]))
+
+    def _set(self, kind: str, spec: Calibration | Evaluation | None) -> str:
+        """The calibration or evaluation set; without a specification, random samples."""
+        from .steps.dataset import plan_sources
+
+        options: dict[str, Any]
+        files: dict[str, str] = {}
+        if spec is None:
+            options = {
+                "inputs": {"": {"format": "random"}},
+                "samples": 32,
+                "seed": self.recipe.seed,
+            }
+        else:
+            sources, files = plan_sources(spec.data, "data")
+            options = {
+                "inputs": sources,
+                "samples": spec.samples,
+                "choose": spec.choose,
+                "seed": spec.seed,
+            }
+            if isinstance(spec, Evaluation) and spec.labels is not None:
+                labels, more = plan_sources(spec.labels, "labels")
+                options["labels"], files = labels[""], files | more
+            files |= _extra_files(spec)
+        paths = self._paths(files)
+        code = next((path for path in paths.values() if path.endswith(".py")), None)
+        fields = self._code(code) if code else {}
+        return self._add(
+            kind,
+            kind,
+            options=msgspec.to_builtins(options),
+            files=paths,
+            inputs={"model": self._import()},
+            **fields,
+        )
+
+    def _calibration(self, calibration: Calibration | str | None) -> str:
+        spec = calibration if isinstance(calibration, Calibration) else None
+        return self._set("calibration", spec)
+
+    def _evaluation(self) -> str:
+        """The evaluation set, or what stands in for it: the calibration set, random samples."""
+        if self.recipe.evaluation is not None:
+            return self._set("evaluation", self.recipe.evaluation)
+        return self._calibration(self.recipe.calibration)
+
+    def _convert(
+        self,
+        target: str,
+        precision: str,
+        use: StepUse,
+        model: str,
+        calibration: Calibration | str | None,
+        limits: Limits,
+    ) -> str:
+        module = step_module(use.step)
+        options = msgspec.to_builtins(msgspec.convert(use.options, module.Options))
+        available = {"model": lambda: model, "calibration": lambda: self._calibration(calibration)}
+        wanted = module.inputs(use.options) if hasattr(module, "inputs") else module.INPUTS
+        if "calibration" in wanted and calibration is None:
+            raise _no_calibration(self.loaded, target, precision)
+        return self._add(
+            f"{use.step}-{precision}",
+            use.step,
+            also=f"{use.step}-{target}-{precision}",
+            options=options,
+            inputs={name: available[name]() for name in wanted},
+            limits=limits,
+        )
+
+    def _reference(self) -> str:
+        inputs = {"model": self._import(), "evaluation": self._evaluation()}
+        return self._add("reference", "reference", inputs=inputs)
+
+    def _check(
+        self, label: str, artifact: str, engine: str, engine_options: Mapping[str, Any], limits: Limits
+    ) -> str:
+        evaluation = self.recipe.evaluation
+        metric = evaluation.metric if evaluation else "cosine"
+        fields: dict[str, Any] = {}
+        if ".py:" in metric:
+            file, _, function = metric.rpartition(":")
+            fields = {"files": {"metric": self._path(file)}, **self._code(self._path(file))}
+            metric = f"function:{function}"
+        return self._add(
+            f"check-{label}",
+            "check",
+            toolchain=engine_module(engine).TOOLCHAIN,
+            options={
+                "engine": engine,
+                "engine_options": dict(engine_options),
+                "metric": metric,
+                "output": evaluation.output if evaluation else None,
+            },
+            inputs={
+                "artifact": artifact,
+                "evaluation": self._evaluation(),
+                "reference": self._reference(),
+            },
+            limits=limits,
+            **fields,
+        )
+
+    def _latency(
+        self, label: str, artifact: str, model: str, target: Target, engine_options: Mapping[str, Any]
+    ) -> str:
+        return self._add(
+            f"latency-{label}",
+            "latency",
+            options={"engine": target.engine.name, "engine_options": dict(engine_options)},
+            inputs={"artifact": artifact, "model": model, "evaluation": self._evaluation()},
+            limits=target.limits,
+            alone=True,
+            machine=True,
+        )
+
+
+def _changed(use: StepUse, override: TargetOverride) -> StepUse:
+    """A step of a pipeline with the recipe's own options over the target's."""
+    return StepUse(step=use.step, options={**use.options, **override.options.get(use.step, {})})
+
+
+def _extra_files(spec: Calibration | Evaluation) -> dict[str, str]:
+    """The files that the set's functions say they read."""
+    found: list[str] = []
+    for data in (spec.data, getattr(spec, "labels", None)):
+        if isinstance(data, Data):
+            found += data.files
+    return {f"file{i}": path for i, path in enumerate(found)}
+
+
+def _no_calibration(loaded: LoadedRecipe, target: str, precision: str) -> Tf2aifError:
+    from .errors import Fault
+
+    return FilesError(
+        [
+            Fault(
+                f"variant {loaded.name}/{target}-{precision} needs a calibration set, and the recipe names none",
+                at=str(loaded.path),
+                hint="add 'calibration: {data: FILE, samples: 200}', "
+                "or 'calibration: random' for an untrained model",
+            )
+        ]
+    )
