@@ -1,0 +1,1 @@
+"""Recipes and targets: read, checked and frozen at the door."""

@@ -32,9 +32,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Function | None,
         Meta(description="file.py:function that returns a Keras model; it is a step of its own"),
     ] = None
-    arguments: Annotated[
-        dict[str, Any], Meta(description="keyword arguments of the function")
-    ] = {}
+    arguments: Annotated[dict[str, Any], Meta(description="keyword arguments of the function")] = {}
     files: Annotated[
         list[str], Meta(description="other files and folders that the function reads")
     ] = []
@@ -48,7 +46,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = 1
     inputs: Annotated[
         dict[str, list[Positive]],
-        Meta(description="input name -> shape without the batch axis, where the model leaves it open"),
+        Meta(description="input name -> shape without the batch axis, where it is open"),
     ] = {}
 
 
@@ -58,7 +56,9 @@ class Images(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     size: Annotated[
         tuple[Positive, Positive], Meta(description="height and width in pixels, after resizing")
     ]
-    color: Annotated[Literal["rgb", "bgr", "gray"], Meta(description="order of the channels")] = "rgb"
+    color: Annotated[Literal["rgb", "bgr", "gray"], Meta(description="order of the channels")] = (
+        "rgb"
+    )
     scale: Annotated[float, Meta(description="each value 0 to 255 is multiplied by this")] = 1.0
     mean: Annotated[
         list[float], Meta(description="subtracted after scaling, one value or one a channel")
@@ -82,9 +82,7 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     function: Annotated[
         Function | None, Meta(description="file.py:function that returns an array, or one by input")
     ] = None
-    arguments: Annotated[
-        dict[str, Any], Meta(description="keyword arguments of the function")
-    ] = {}
+    arguments: Annotated[dict[str, Any], Meta(description="keyword arguments of the function")] = {}
     files: Annotated[
         list[str], Meta(description="other files and folders that the function reads")
     ] = []
@@ -94,9 +92,7 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dtype: Annotated[
         str | None, Meta(description="of a TFRecord's raw bytes feature, as numpy names it")
     ] = None
-    shape: Annotated[
-        list[Positive], Meta(description="of one sample in a TFRecord")
-    ] = []
+    shape: Annotated[list[Positive], Meta(description="of one sample in a TFRecord")] = []
     inputs: Annotated[
         dict[str, str], Meta(description="input name -> path, for models with several inputs")
     ] = {}
@@ -106,9 +102,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """The calibration set: the representative dataset of quantisation."""
 
     data: Annotated[str | Data, Meta(description="the samples")]
-    samples: Annotated[
-        Positive | None, Meta(description="how many; by default all")
-    ] = None
+    samples: Annotated[Positive | None, Meta(description="how many; by default all")] = None
     choose: Annotated[
         Literal["first", "random"], Meta(description="the first ones, or drawn with `seed`")
     ] = "first"
@@ -121,7 +115,7 @@ class Evaluation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     data: Annotated[str | Data, Meta(description="the samples")]
     labels: Annotated[
         str | Data | None,
-        Meta(description="one label a sample; without them the source model's answers are the truth"),
+        Meta(description="one label a sample; without them the source model is the truth"),
     ] = None
     metric: Annotated[
         Metric,
@@ -185,8 +179,9 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     model: Annotated[Model, Meta(description="the source model")]
     targets: Annotated[
-        list[Name] | dict[Name, TargetOverride | None],
-        Meta(description="the targets wanted, by name, with what changes in them", min_length=1),
+        Annotated[list[Name], Meta(min_length=1)]
+        | Annotated[dict[Name, TargetOverride | None], Meta(min_length=1)],
+        Meta(description="the targets wanted, by name, with what changes in them"),
     ]
     name: Annotated[
         Name | None, Meta(description="by default the file's name without its ending")

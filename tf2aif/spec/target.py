@@ -8,6 +8,17 @@ from msgspec import Meta, Struct
 
 from .recipe import Name
 
+Step = Annotated[
+    dict[str, Any],
+    Meta(
+        description="`step: NAME`, and beside it the options of the step",
+        min_length=1,
+        extra_json_schema={
+            "properties": {"step": {"type": "string"}},
+            "required": ["step"],
+        },
+    ),
+]
 Platform = Annotated[str, Meta(pattern=r"^linux/(amd64|arm64|arm/v7)$")]
 
 
@@ -30,25 +41,26 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     timeout_s: Annotated[float, Meta(gt=0, description="wall time of one step, seconds")] = 3600.0
     memory_mb: Annotated[
-        int | None, Meta(ge=64, description="resident memory of one step, MiB; by default 90% of the machine's")
+        Annotated[int, Meta(ge=64)] | None,
+        Meta(description="resident memory of one step, MiB; by default 90% of the machine's"),
     ] = None
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One hardware target."""
 
-    platform: Annotated[Platform, Meta(description="operating system and architecture, as OCI names them")]
+    platform: Annotated[
+        Platform, Meta(description="operating system and architecture, as OCI names them")
+    ]
     engine: Annotated[EngineUse, Meta(description="what loads the artifact on the device")]
     precisions: Annotated[
-        dict[Name, list[dict[str, Any]]],
-        Meta(
-            description="precision -> the pipeline that makes it: a list of steps, each `step: NAME` with its options",
-            min_length=1,
-        ),
+        dict[Name, Annotated[list[Step], Meta(min_length=1)]],
+        Meta(description="precision -> the pipeline that makes it", min_length=1),
     ]
     description: Annotated[str, Meta(description="for people")] = ""
     baseline: Annotated[
-        bool, Meta(description="a native baseline: others of the same platform are compared with it")
+        bool,
+        Meta(description="a native baseline: others of the same platform are compared with it"),
     ] = False
     limits: Annotated[Limits, Meta(description="what a step of this target may use")] = Limits()
     device: Annotated[

@@ -1,0 +1,244 @@
+"""Reading recipes and targets: YAML in, frozen values out, all faults of all files at once.
+
+The good path converts with msgspec and nothing else; `jsonschema` is imported only to word what
+is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+import tf2aif
+
+from ..errors import Fault, FilesError
+from .document import Document, Key, read
+from .recipe import NAME, Recipe
+from .target import StepUse, Target
+
+ENDINGS = (".yaml", ".yml")
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+class LoadedRecipe(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe and where it stands. Its paths are relative to `folder`."""
+
+    name: str
+    path: Path
+    folder: Path
+    recipe: Recipe
+    document: Document
+
+    def at(self, *key: str | int) -> str:
+        """Where a key stands, as faults say it: `recipes/kws.yaml:3: model.path`."""
+        return self.document.at(key)
+
+
+class LoadedTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """A target and where it stands."""
+
+    name: str
+    path: Path
+    target: Target
+    document: Document
+
+    def at(self, *key: str | int) -> str:
+        """Where a key stands, as faults say it: `targets/alveo.yaml:3: engine.name`."""
+        return self.document.at(key)
+
+
+class Project(msgspec.Struct, frozen=True):
+    """What a build works on: the recipes asked for, and every target there is, by name."""
+
+    recipes: tuple[LoadedRecipe, ...]
+    targets: dict[str, Target]
+
+
+def load_project(recipe_paths: Sequence[Path], project: Path) -> Project:
+    """Read recipes (files, or folders of them) and all targets.
+
+    `project` is the folder whose `targets/` adds to and overrides the packaged ones. Raises
+    FilesError with all faults of all files.
+    """
+    files, faults = read_files(recipe_paths, project)
+    if faults:
+        raise FilesError(faults)
+    return Project(files.recipes, {one.name: one.target for one in files.targets.values()})
+
+
+class Files(msgspec.Struct, frozen=True):
+    """All that could be read, beside the faults of what could not."""
+
+    recipes: tuple[LoadedRecipe, ...]
+    targets: dict[str, LoadedTarget]
+    broken: frozenset[str] = frozenset()
+    """Names of targets whose files are wrong: a recipe that asks for them is not."""
+
+
+def read_files(recipe_paths: Sequence[Path], project: Path) -> tuple[Files, list[Fault]]:
+    """Read recipes and targets; what cannot be read becomes faults."""
+    faults: list[Fault] = []
+    targets, broken = _read_targets(project, faults)
+    recipes = []
+    for path in _recipe_files(recipe_paths, project, faults):
+        try:
+            recipes.append(load_recipe(path, shown(path, project)))
+        except FilesError as error:
+            faults += error.faults
+    files = Files(tuple(recipes), targets, frozenset(broken))
+    faults += _duplicate_names(files.recipes)
+    return files, faults
+
+
+def load_recipe(path: Path, shown_as: str | None = None) -> LoadedRecipe:
+    """Read one recipe. Raises FilesError with all its faults."""
+    document = read(path, shown_as)
+    recipe = convert(document, Recipe)
+    name = recipe.name or _check_stem(path, document.shown, "set `name:` in it")
+    return LoadedRecipe(name=name, path=path, folder=path.parent, recipe=recipe, document=document)
+
+
+def load_target(path: Path, shown_as: str | None = None) -> LoadedTarget:
+    """Read one target; its name is the file's without its ending. Raises FilesError."""
+    document = read(path, shown_as)
+    name = _check_stem(path, document.shown, "rename it")
+    target = convert(document, Target)
+    return LoadedTarget(name=name, path=path, target=target, document=document)
+
+
+def load_targets(project: Path) -> dict[str, Target]:
+    """Every target by name: the packaged ones, added to and overridden by `project/targets/`.
+
+    Raises FilesError with all faults of all files.
+    """
+    faults: list[Fault] = []
+    targets, _ = _read_targets(project, faults)
+    if faults:
+        raise FilesError(faults)
+    return {name: one.target for name, one in targets.items()}
+
+
+def pipeline(target: Target, precision: str) -> tuple[StepUse, ...]:
+    """The steps that make one precision of a target, in order, with their options.
+
+    >>> cpu = load_targets(Path("."))["cpu"]
+    >>> pipeline(cpu, "fp16")
+    (StepUse(step='tflite', options={'precision': 'fp16'}),)
+    """
+    return tuple(
+        StepUse(step=use["step"], options={k: v for k, v in use.items() if k != "step"})
+        for use in target.precisions[precision]
+    )
+
+
+def packaged_targets() -> Path:
+    """The folder of the targets that come with tf2aif: in a wheel, or in a checkout."""
+    package = Path(tf2aif.__file__).parent
+    installed = package / "data" / "targets"
+    return installed if installed.is_dir() else package.parent / "targets"
+
+
+def shown(path: Path, project: Path) -> str:
+    """A path as faults name it: from the project's folder, where it is below it."""
+    if path.is_relative_to(project):
+        return str(path.relative_to(project))
+    return str(path)
+
+
+def convert(document: Document, struct: type[_Struct]) -> _Struct:
+    """A document as a frozen value. Raises FilesError with all its faults."""
+    try:
+        value = msgspec.convert(document.value, struct)
+    except msgspec.ValidationError as error:
+        from .words import word_faults  # imports jsonschema
+
+        raise FilesError(word_faults(document, struct, str(error))) from error
+    faults = list(_step_faults(document, value)) if isinstance(value, Target) else []
+    if faults:
+        raise FilesError(faults)
+    return value
+
+
+def _step_faults(document: Document, target: Target) -> Iterator[Fault]:
+    for precision, uses in target.precisions.items():
+        for index, use in enumerate(uses):
+            key: Key = ("precisions", precision, index)
+            if "step" not in use:
+                yield Fault("missing key 'step'", document.at(key), "each entry is `step: NAME`")
+            elif not isinstance(use["step"], str):
+                yield Fault("a step's name is text", document.at((*key, "step")))
+
+
+def _read_targets(project: Path, faults: list[Fault]) -> tuple[dict[str, LoadedTarget], set[str]]:
+    targets: dict[str, LoadedTarget] = {}
+    broken: set[str] = set()
+    for folder in dict.fromkeys((packaged_targets().resolve(), (project / "targets").resolve())):
+        seen: dict[str, Path] = {}
+        for path in _yaml_files(folder):
+            if path.stem in seen:
+                hint = f"{seen[path.stem].name} says it too: keep one of them"
+                faults.append(Fault(f"duplicate target '{path.stem}'", shown(path, project), hint))
+                continue
+            seen[path.stem] = path
+            try:
+                targets[path.stem] = load_target(path, shown(path, project.resolve()))
+                broken.discard(path.stem)
+            except FilesError as error:
+                faults += error.faults
+                broken.add(path.stem)
+    return targets, broken
+
+
+def _yaml_files(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from sorted(filter(_is_yaml, folder.iterdir()), key=lambda path: path.stem)
+
+
+def _is_yaml(path: Path) -> bool:
+    return path.suffix in ENDINGS and not path.name.startswith(".") and path.is_file()
+
+
+def _recipe_files(paths: Iterable[Path], project: Path, faults: list[Fault]) -> list[Path]:
+    """The files asked for, each once, in the order asked, folders sorted."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        below = sorted(_below(path)) if path.is_dir() else [path]
+        if not below:
+            hint = "`tf2aif init MODEL` writes a recipe for a model"
+            faults.append(Fault("no recipe in this folder", shown(path, project), hint))
+        for one in below:
+            found.setdefault(one.resolve(), one)
+    return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)
+        elif _is_yaml(path):
+            yield path
+
+
+def _check_stem(path: Path, shown_as: str, hint: str) -> str:
+    if not re.fullmatch(NAME, path.stem) or len(path.stem) > 63:
+        message = f"'{path.stem}' cannot be a name: lower-case letters, digits, '.', '_' and '-'"
+        raise FilesError([Fault(message, shown_as, hint)])
+    return path.stem
+
+
+def _duplicate_names(recipes: Iterable[LoadedRecipe]) -> Iterator[Fault]:
+    first: dict[str, LoadedRecipe] = {}
+    for one in recipes:
+        if one.name in first:
+            hint = (
+                f"{first[one.name].document.shown} has it too: set another `name:` in one of them"
+            )
+            yield Fault(f"duplicate recipe '{one.name}'", one.at("name"), hint)
+        first.setdefault(one.name, one)
