@@ -1,0 +1,162 @@
+"""Steps `calibration` and `evaluation`: a user's samples, checked against the model, as a folder.
+
+The artifact is what `tf2aif.sampleset` writes. Labels exist only in evaluation sets.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from ..errors import StepFailed
+from ..sources import Source
+from . import Job
+
+if TYPE_CHECKING:
+    from ..engines import TensorSpec
+    from ..samples import Samples
+
+VERSION = 1
+TOOLCHAIN = "python"
+INPUTS = ("model",)
+
+RANDOM_SAMPLES = 32  # drawn where the recipe does not say how many
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the samples are, and which of them are used."""
+
+    inputs: dict[str, Source]  # model input name -> source; "" is the only input
+    labels: Source | None = None
+    samples: int | None = None  # None: all of them
+    choose: Literal["first", "random"] = "first"
+    seed: int = 0
+    batched: bool = True  # whether axis 0 of the model's inputs is the batch
+
+
+def run(job: Job) -> Mapping[str, Any]:
+    """Read, check and write the samples. Result: `samples`, `random`, `labels`."""
+    from ..sampleset import Contents, read_inputs, sample_spec, write_contents
+
+    options = msgspec.convert(job.options, Options)
+    specs = [sample_spec(s, batched=options.batched) for s in read_inputs(job.inputs["model"])]
+    if any(source.format == "random" for source in options.inputs.values()):
+        count = _write_random(job.out, specs, options)
+        random = True
+    else:
+        count = _write_chosen(job, specs, options)
+        random = False
+    contents = Contents(
+        inputs=tuple(spec.name for spec in specs),
+        samples=count,
+        random=random,
+        labels=options.labels is not None,
+    )
+    write_contents(job.out, contents)
+    return {"samples": count, "random": random, "labels": contents.labels}
+
+
+def _write_random(out: Path, specs: Sequence[TensorSpec], options: Options) -> int:
+    import numpy as np
+
+    from ..sampleset import draw
+
+    if options.labels is not None:
+        raise StepFailed("random samples have no labels", hint="leave `labels` out")
+    count = options.samples or RANDOM_SAMPLES
+    generator = np.random.default_rng(options.seed)
+    for index, spec in enumerate(specs):
+        np.save(out / f"x{index}.npy", draw(spec, count, generator))
+    return count
+
+
+def _write_chosen(job: Job, specs: Sequence[TensorSpec], options: Options) -> int:
+    from ..sampleset import choose, write_labels, write_samples
+
+    opened = _open_inputs(job, [spec.name for spec in specs], options.inputs)
+    labels = _open_labels(job, options.labels) if options.labels is not None else None
+    first = next(iter(opened.values()))
+    order = _align(first.names, labels) if labels is not None else []
+    _check_counts({**opened, **({"labels": labels} if labels and not order else {})})
+    chosen = choose(first.count, options.samples, options.choose, options.seed, first.at)
+    for index, spec in enumerate(specs):
+        write_samples(job.out / f"x{index}.npy", opened[spec.name], chosen, spec)
+    if labels is not None:
+        places = [order[index] for index in chosen] if order else chosen
+        write_labels(job.out / "labels.npy", labels, places)
+    return len(chosen)
+
+
+def _open_inputs(
+    job: Job, names: Sequence[str], sources: Mapping[str, Source]
+) -> dict[str, Samples]:
+    """The samples of each of the model's inputs, by its name."""
+    opened: dict[str, Samples] = {}
+    for name, source in sources.items():
+        made = _open(job, source)
+        if isinstance(made, dict):
+            opened.update(made)
+        else:
+            opened[name] = made
+    if set(opened) == {""} and len(names) == 1:
+        return {names[0]: opened[""]}
+    _check_names(list(opened), names)
+    return opened
+
+
+def _open(job: Job, source: Source) -> Samples | dict[str, Samples]:
+    from ..samples import call_function, open_samples
+
+    path = job.inputs[source.input]
+    return (
+        call_function(path, source) if source.format == "function" else open_samples(path, source)
+    )
+
+
+def _open_labels(job: Job, source: Source) -> Samples:
+    made = _open(job, source)
+    if isinstance(made, dict):
+        raise StepFailed(
+            "the labels' function returned a dict",
+            at=f"{job.inputs[source.input]}:{source.function}",
+            hint="return one array, one label a sample",
+        )
+    return made
+
+
+def _check_names(given: Sequence[str], names: Sequence[str]) -> None:
+    wanted = f"the model's inputs are: {', '.join(names)}"
+    if "" in given:
+        raise StepFailed(
+            f"one sample array for a model with {len(names)} inputs",
+            hint=f"give `inputs:`; {wanted}",
+        )
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean '{near[0]}'?" if near else wanted
+            raise StepFailed(f"the model has no input '{name}'", hint=hint)
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise StepFailed(f"no samples for input {', '.join(missing)}", hint=wanted)
+
+
+def _check_counts(opened: Mapping[str, Samples]) -> None:
+    if len({samples.count for samples in opened.values()}) > 1:
+        counts = ", ".join(f"{name} {samples.count}" for name, samples in opened.items())
+        raise StepFailed(f"the numbers of samples differ: {counts}")
+
+
+def _align(names: Sequence[str], labels: Samples) -> list[int]:
+    """Where the label of each sample is, by file name; empty where they go by their order."""
+    from ..sampleset import by_name
+
+    if not names or not labels.names:
+        return []
+    if len(set(labels.names)) != len(labels.names):
+        raise StepFailed("a name has two labels", at=labels.at)
+    return by_name({name: place for place, name in enumerate(labels.names)}, names, labels.at)
