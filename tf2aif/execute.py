@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from .errors import StepFailed, ToolchainMissing
+from .errors import StepFailed
 from .facts import Facts, explain
 from .freshness import Verdict, assess, declared
 from .graph import Step
@@ -33,8 +33,10 @@ class Result(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...] = ()
 
 
-def bring_up_to_date(step: Step, workspace: Workspace, workers: Workers) -> Result:
-    """Make the step's artifact in `build/` what its facts say.
+def bring_up_to_date(
+    step: Step, workspace: Workspace, workers: Workers, *, again: bool = False
+) -> Result:
+    """Make the step's artifact in `build/` what its facts say; `again` runs it in any case.
 
     Raises StepFailed where it ran and failed, ToolchainMissing where it cannot run here. Two
     builds that want the same step wait for each other: it runs once.
@@ -43,23 +45,21 @@ def bring_up_to_date(step: Step, workspace: Workspace, workers: Workers) -> Resu
     with workspace.lock(step.id):
         verdict = assess(step, workspace)
         done: Done = "fresh"
-        if verdict.state != "fresh":
+        if again or verdict.state != "fresh":
             with workspace.store.lock(verdict.key or step.id):
-                done = _make(step, workspace, workers)
+                done = _make(step, workspace, workers, again=again)
     return Result(done, time.monotonic() - start, verdict.reasons)
 
 
-def _make(step: Step, workspace: Workspace, workers: Workers) -> Done:
+def _make(step: Step, workspace: Workspace, workers: Workers, *, again: bool) -> Done:
     """Restore the step or run it; what the store has is looked up again under its lock."""
     verdict = assess(step, workspace)
-    if verdict.record is not None:
+    if verdict.record is not None and not again:
         try:
             _restore(step, verdict.key, verdict.record, workspace)
         except CorruptBlob:
-            return _make(step, workspace, workers)  # the store has dropped it
+            return _make(step, workspace, workers, again=False)  # the store has dropped it
         return "restored"
-    if verdict.state == "missing" and verdict.missing:
-        raise ToolchainMissing(f"{step.id}: {verdict.missing.what}", hint=verdict.missing.hint)
     _run(step, verdict, workspace, workers)
     return "ran"
 
@@ -102,7 +102,7 @@ def _run(step: Step, verdict: Verdict, workspace: Workspace, workers: Workers) -
             result=outcome.result,
             timing=timing,
         )
-        _publish(out, workspace.artifact(step), scratch)
+        place(out, workspace.artifact(step), scratch)
         workspace.note(step, Made(verdict.key, record))
 
 
@@ -143,10 +143,10 @@ def _look_again(step: Step, before: Facts, workspace: Workspace) -> None:
         )
 
 
-def _publish(out: Path, artifact: Path, scratch: Path) -> None:
-    """Put the folder in place of the old one. Between the two renames it is missing, never mixed."""
-    artifact.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(artifact):
-        os.replace(artifact, scratch / "old")
-    os.replace(out, artifact)
+def place(out: Path, dest: Path, scratch: Path) -> None:
+    """Put a folder in place of an old one. Between the two renames it is missing, never mixed."""
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(dest):
+        os.replace(dest, scratch / "old")
+    os.replace(out, dest)
     shutil.rmtree(scratch / "old", ignore_errors=True)

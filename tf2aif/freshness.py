@@ -65,7 +65,9 @@ def survey(graph: Graph, workspace: Workspace) -> dict[str, Verdict]:
 def _look(step: Step, workspace: Workspace, before: Mapping[str, Verdict]) -> Verdict:
     for name in step.inputs.values():
         if before[name].state == "missing":
-            return Verdict(state="missing", reasons=(f"needs {name}",), missing=before[name].missing)
+            return Verdict(
+                state="missing", reasons=(f"needs {name}",), missing=before[name].missing
+            )
     known = {name: before[name].artifact for name in step.inputs.values()}
     waits = tuple(name for name, digest in known.items() if digest is None)
     tool = identity(step.toolchain)
@@ -146,7 +148,9 @@ def machine_facts() -> Facts:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu
+    )
     return {"machine.cpu": model, "machine.cores": len(os.sched_getaffinity(0))}
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 
 from .engines import engine_module
-from .errors import FilesError, Tf2aifError
+from .errors import Fault, FilesError, Tf2aifError
 from .facts import key
+from .sources import Source, is_code_key, plan_sources
 from .spec.load import LoadedRecipe, pipeline
-from .spec.recipe import Calibration, Data, Evaluation, Recipe, TargetOverride
+from .spec.recipe import Calibration, Evaluation, Recipe, TargetOverride
 from .spec.target import Limits, StepUse, Target
 from .steps import STEPS, step_module
 
@@ -123,9 +124,7 @@ def plan(
 class _Planner:
     """The steps of one recipe, each made once."""
 
-    def __init__(
-        self, loaded: LoadedRecipe, targets: Mapping[str, Target], platform: str
-    ) -> None:
+    def __init__(self, loaded: LoadedRecipe, targets: Mapping[str, Target], platform: str) -> None:
         self.loaded = loaded
         self.recipe: Recipe = loaded.recipe
         self.folder = str(loaded.folder)
@@ -254,18 +253,17 @@ class _Planner:
             {f"file{i}": path for i, path in enumerate(model.files)}
         )
         options = {"function": function, "arguments": model.arguments, "seed": self.recipe.seed}
-        return self._add("model", "model", options=options, files=files, **self._code(files["code"]))
+        return self._add(
+            "model", "model", options=options, files=files, **self._code(files["code"])
+        )
 
-    def _set(self, kind: str, spec: Calibration | Evaluation | None) -> str:
+    def _samples(self, kind: str, spec: Calibration | Evaluation | None) -> str:
         """The calibration or evaluation set; without a specification, random samples."""
-        from .steps.dataset import plan_sources
-
         options: dict[str, Any]
         files: dict[str, str] = {}
         if spec is None:
             options = {
-                "inputs": {"": {"format": "random"}},
-                "samples": 32,
+                "inputs": {"": Source(format="random")},
                 "seed": self.recipe.seed,
             }
         else:
@@ -279,9 +277,9 @@ class _Planner:
             if isinstance(spec, Evaluation) and spec.labels is not None:
                 labels, more = plan_sources(spec.labels, "labels")
                 options["labels"], files = labels[""], files | more
-            files |= _extra_files(spec)
+        options["batched"] = self.recipe.model.batch != "none"
         paths = self._paths(files)
-        code = next((path for path in paths.values() if path.endswith(".py")), None)
+        code = next((path for name, path in paths.items() if is_code_key(name)), None)
         fields = self._code(code) if code else {}
         return self._add(
             kind,
@@ -294,12 +292,12 @@ class _Planner:
 
     def _calibration(self, calibration: Calibration | str | None) -> str:
         spec = calibration if isinstance(calibration, Calibration) else None
-        return self._set("calibration", spec)
+        return self._samples("calibration", spec)
 
     def _evaluation(self) -> str:
         """The evaluation set, or what stands in for it: the calibration set, random samples."""
         if self.recipe.evaluation is not None:
-            return self._set("evaluation", self.recipe.evaluation)
+            return self._samples("evaluation", self.recipe.evaluation)
         return self._calibration(self.recipe.calibration)
 
     def _convert(
@@ -331,12 +329,17 @@ class _Planner:
         return self._add("reference", "reference", inputs=inputs)
 
     def _check(
-        self, label: str, artifact: str, engine: str, engine_options: Mapping[str, Any], limits: Limits
+        self,
+        label: str,
+        artifact: str,
+        engine: str,
+        engine_options: Mapping[str, Any],
+        limits: Limits,
     ) -> str:
         evaluation = self.recipe.evaluation
-        metric = evaluation.metric if evaluation else "cosine"
+        metric = evaluation.metric if evaluation else None
         fields: dict[str, Any] = {}
-        if ".py:" in metric:
+        if metric and ".py:" in metric:
             file, _, function = metric.rpartition(":")
             fields = {"files": {"metric": self._path(file)}, **self._code(self._path(file))}
             metric = f"function:{function}"
@@ -360,13 +363,18 @@ class _Planner:
         )
 
     def _latency(
-        self, label: str, artifact: str, model: str, target: Target, engine_options: Mapping[str, Any]
+        self,
+        label: str,
+        artifact: str,
+        model: str,
+        target: Target,
+        engine_options: Mapping[str, Any],
     ) -> str:
         return self._add(
             f"latency-{label}",
             "latency",
             options={"engine": target.engine.name, "engine_options": dict(engine_options)},
-            inputs={"artifact": artifact, "model": model, "evaluation": self._evaluation()},
+            inputs={"artifact": artifact, "model": model, "samples": self._evaluation()},
             limits=target.limits,
             alone=True,
             machine=True,
@@ -378,18 +386,7 @@ def _changed(use: StepUse, override: TargetOverride) -> StepUse:
     return StepUse(step=use.step, options={**use.options, **override.options.get(use.step, {})})
 
 
-def _extra_files(spec: Calibration | Evaluation) -> dict[str, str]:
-    """The files that the set's functions say they read."""
-    found: list[str] = []
-    for data in (spec.data, getattr(spec, "labels", None)):
-        if isinstance(data, Data):
-            found += data.files
-    return {f"file{i}": path for i, path in enumerate(found)}
-
-
 def _no_calibration(loaded: LoadedRecipe, target: str, precision: str) -> Tf2aifError:
-    from .errors import Fault
-
     return FilesError(
         [
             Fault(

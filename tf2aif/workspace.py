@@ -1,10 +1,10 @@
 """Where a build keeps things: the project's `build/` folder, the store, and what it has looked at.
 
-    build/<recipe>/<variant>/            what a user wants: artifact/, variant.json, log.txt
-    build/<recipe>/.steps/<step>/        the artifact of a step
-    build/<recipe>/.steps/<step>.json    what made it: its key, facts and result
-    build/<recipe>/.steps/<step>.log     what it printed
-    build/.tf2aif/                       the stat cache, scratch folders, locks, doit's database
+build/<recipe>/<variant>/            what a user wants: artifact/, variant.json, log.txt
+build/<recipe>/.steps/<step>/        the artifact of a step
+build/<recipe>/.steps/<step>.json    what made it: its key, facts and result
+build/<recipe>/.steps/<step>.log     what it printed
+build/.tf2aif/                       the stat cache, scratch folders, locks, doit's database
 """
 
 from __future__ import annotations

@@ -1,0 +1,223 @@
+"""One build: its graph, its workspace, its workers, and what came of each step and variant."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform as host
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from .errors import Fault, FilesError, GateFailed, StepFailed, Tf2aifError, ToolchainMissing
+from .execute import Done, Result, bring_up_to_date
+from .freshness import assess
+from .graph import Graph, Variant, plan
+from .record import (
+    VariantRecord,
+    is_current,
+    read_record,
+    write_bundle,
+    write_failure,
+    write_variant,
+)
+from .spec.load import load_project
+from .toolchains import Missing, identity
+from .workers import Workers
+from .workspace import Workspace
+
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7"}
+
+
+def this_platform() -> str:
+    """This machine as OCI names it, such as `linux/amd64`."""
+    return f"linux/{ARCHITECTURES.get(host.machine(), host.machine())}"
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that a person who waits wants to see."""
+
+    what: Literal["start", "done", "failed"]
+    name: str
+    result: Result | None = None
+    error: str = ""
+
+
+class Build:
+    """All that one build knows. Its methods may be called from several threads."""
+
+    def __init__(self, graph: Graph, workspace: Workspace, workers: Workers | None = None) -> None:
+        self.graph = graph
+        self.workspace = workspace
+        self.workers = workers or Workers()
+        self.missing = _missing(graph)
+        self.runnable = tuple(name for name in graph.steps if name not in self.missing)
+        self.results: dict[str, Result] = {}
+        self.failures: dict[str, Tf2aifError] = {}
+        self.listen: Callable[[Event], None] = lambda event: None
+
+    @classmethod
+    def load(
+        cls,
+        recipes: Iterable[Path],
+        project: Path,
+        *,
+        targets: Iterable[str] = (),
+        workers: Workers | None = None,
+    ) -> Build:
+        """Read recipes and targets and plan. Raises FilesError with all that is wrong.
+
+        `workers` are taken from an earlier build, so that they are still warm.
+        """
+        loaded = load_project(list(recipes), project)
+        only = tuple(targets)
+        _known(only, loaded.targets)
+        graph = plan(loaded.recipes, loaded.targets, only_targets=only, platform=this_platform())
+        return cls(graph, Workspace(project), workers)
+
+    # What the tasks call.
+
+    def is_fresh(self, name: str) -> bool:
+        """Whether the step's artifact stands as its facts want it."""
+        try:
+            fresh = assess(self.graph.steps[name], self.workspace).state == "fresh"
+        except (Tf2aifError, OSError):
+            return False  # running it says what is wrong
+        if fresh:
+            self._done(name, Result("fresh", 0.0))
+        return fresh
+
+    def run_step(self, name: str, *, again: bool = False) -> None:
+        """Bring a step up to date; `again` runs it whatever the store has."""
+        self.listen(Event("start", name))
+        step = self.graph.steps[name]
+        try:
+            result = bring_up_to_date(step, self.workspace, self.workers, again=again)
+        except OSError as error:
+            raise self._failed(name, _os_error(name, error)) from error
+        except Tf2aifError as error:
+            raise self._failed(name, error) from error
+        self._done(name, result)
+
+    def is_current(self, name: str) -> bool:
+        """Whether the variant's folder is what its steps make now."""
+        variant = self.graph.variants[name]
+        try:
+            return is_current(variant, self.graph, self.workspace, self.missing)
+        except (Tf2aifError, OSError):
+            return False
+
+    def write_variant(self, name: str, *, again: bool = False) -> None:  # noqa: ARG002
+        """Write the variant's folder, or its bundle where a toolchain is missing."""
+        variant = self.graph.variants[name]
+        write = write_bundle if self.blocked(variant) else write_variant
+        try:
+            write(variant, self.graph, self.workspace, self.missing)
+        except OSError as error:
+            raise self._failed(name, _os_error(name, error)) from error
+        except Tf2aifError as error:
+            raise self._failed(name, error) from error
+
+    def clean_step(self, name: str) -> None:
+        """Remove a step's artifact and what is known of it."""
+        folder = self.workspace.artifact(name)
+        shutil.rmtree(folder, ignore_errors=True)
+        for ending in (".json", ".log"):
+            folder.with_name(folder.name + ending).unlink(missing_ok=True)
+
+    def clean_variant(self, name: str) -> None:
+        """Remove a variant's folder."""
+        shutil.rmtree(self.workspace.variant(name), ignore_errors=True)
+
+    def relative(self, path: str | Path) -> str:
+        """A path as doit matches it: relative to the project, so that a checkout can move."""
+        return os.path.relpath(path, self.workspace.project)
+
+    def note_untried(self, name: str, message: str) -> None:
+        """A task that was not even tried, because of what it depends on."""
+        if name in self.failures or any(n in self.failures for n in self._needs(name)):
+            return
+        self._failed(name, StepFailed(f"{name}: {message}"))
+
+    def close(self) -> None:
+        """End the workers, and keep what was learnt about files."""
+        self.workers.close()
+        self.workspace.stats.save()
+
+    # What came of it.
+
+    def blocked(self, variant: Variant) -> bool:
+        """Whether the variant waits for a toolchain that is not on this machine."""
+        return any(name in self.missing for name in self.graph.needs(variant.steps))
+
+    def records(self) -> dict[str, VariantRecord | None]:
+        """The record of each variant as it stands."""
+        return {n: read_record(self.workspace.variant(n)) for n in self.graph.variants}
+
+    def count(self, done: Done) -> int:
+        """How many steps were fresh, restored, or ran."""
+        return sum(result.done == done for result in self.results.values())
+
+    def exit_code(self, *, strict: bool = False) -> int:
+        """0 all as asked; 1 a step failed; 3 a toolchain is missing, if strict; 4 a gate failed."""
+        if any(not isinstance(error, GateFailed) for error in self.failures.values()):
+            return 1
+        if self.failures:
+            return GateFailed.exit_code
+        return ToolchainMissing.exit_code if strict and self.missing else 0
+
+    def _done(self, name: str, result: Result) -> None:
+        self.results[name] = result
+        self.listen(Event("done", name, result))
+
+    def _failed(self, name: str, error: Tf2aifError) -> Tf2aifError:
+        """Note the failure, and say in each variant that rests on it that it failed."""
+        self.failures[name] = error
+        self.listen(Event("failed", name, error=error.render()))
+        if not isinstance(error, GateFailed):
+            for variant in self.graph.variants.values():
+                if name == variant.id or name in self.graph.needs(variant.steps):
+                    write_failure(variant, self.workspace, f"{name}: {error.faults[0].message}")
+        return error
+
+    def _needs(self, name: str) -> tuple[str, ...]:
+        variant = self.graph.variants.get(name)
+        return self.graph.needs(variant.steps if variant else [name])
+
+
+def _missing(graph: Graph) -> dict[str, Missing]:
+    """The steps that cannot run here, with the toolchain that is missing."""
+    found: dict[str, Missing] = {}
+    for step in graph.steps.values():
+        upstream = next((found[n] for n in step.inputs.values() if n in found), None)
+        tool = upstream or identity(step.toolchain)
+        if isinstance(tool, Missing):
+            found[step.id] = tool
+    return found
+
+
+def _known(wanted: Iterable[str], targets: Mapping[str, object]) -> None:
+    unknown = [name for name in wanted if name not in targets]
+    if unknown:
+        from .spec.words import nearest  # slow to import
+
+        raise FilesError(
+            Fault(f"unknown target '{name}'", "--target", nearest(name, targets))
+            for name in unknown
+        )
+
+
+def _os_error(name: str, error: OSError) -> StepFailed:
+    hints = {
+        errno.ENOSPC: "the disk is full: free some space, or 'tf2aif cache gc --max-size 10G'",
+        errno.EACCES: "look at the permissions",
+        errno.EROFS: "the file system is read-only",
+    }
+    return StepFailed(
+        f"{name}: {error.strerror or error}",
+        at=str(error.filename or ""),
+        hint=hints.get(error.errno or 0, ""),
+    )

@@ -1,0 +1,99 @@
+"""Is there nothing to do? Answered from stats alone, before anything else is imported.
+
+After a build that ended well, its stamp holds the stat of all that could make it stale: recipes,
+targets, models, data, code, artifacts and our own files; the versions of what is installed; the
+variables that steps may see. The next build with the same words asks those first. A stamp says
+"nothing to do" or nothing at all: then the graph is looked at as ever. See docs/why/noop.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .snapshot import snapshot, unchanged
+from .toolchains.installed import environment_facts, installed
+
+if TYPE_CHECKING:
+    from .build import Build
+
+SETTLE_S = 0.2  # how long a build may wait for its last files' time stamps to come of age
+
+
+def stamp_path(private: str, words: Sequence[str]) -> str:
+    """Where the stamp of a build with these words lies."""
+    import zlib
+
+    return os.path.join(private, f"noop-{zlib.crc32(json.dumps(list(words)).encode()):08x}.json")
+
+
+def nothing_to_do(private: str, words: Sequence[str]) -> dict[str, Any] | None:
+    """What the last such build reported, if nothing has changed since; else None."""
+    try:
+        with open(stamp_path(private, words), encoding="utf-8") as file:
+            stamp = json.load(file)
+        same = stamp["world"] == _world(words, stamp["variables"]) and unchanged(stamp["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return stamp["report"] if same else None
+
+
+def watched(build: Build, recipes: Iterable[str]) -> list[str]:
+    """Every path whose change could make the build stale."""
+    space = build.workspace
+    package = os.path.dirname(__file__)
+    paths = [*recipes, str(space.project / "targets"), str(space.project / "recipes"), package]
+    for step in build.graph.steps.values():
+        made = space.made(step.id)
+        paths += [*step.files.values(), str(space.artifact(step))]
+        observed = made.record.observed if made else {}
+        kinds = ("module.", "file.")
+        paths += [
+            os.path.join(step.folder, n.partition(".")[2]) for n in observed if n.startswith(kinds)
+        ]
+    paths += [str(space.variant(name)) for name in build.graph.variants]
+    paths += [
+        str(space.build / recipe / ".steps")
+        for recipe in {v.recipe for v in build.graph.variants.values()}
+    ]
+    return paths
+
+
+def write_stamp(
+    build: Build, words: Sequence[str], recipes: Iterable[str], report: Mapping[str, Any]
+) -> None:
+    """Write the stamp, if all is up to date when looked at after the snapshot was taken."""
+    from .workspace import write_atomically
+
+    files = snapshot(watched(build, recipes), settle_s=SETTLE_S)
+    variables = sorted({name for step in build.graph.steps.values() for name in step.environment})
+    if not _all_current(build):
+        return
+    stamp = {
+        "world": _world(words, variables),
+        "variables": variables,
+        "files": files,
+        "report": report,
+    }
+    path = stamp_path(str(build.workspace.private), words)
+    from pathlib import Path
+
+    write_atomically(Path(path), json.dumps(stamp, separators=(",", ":")).encode())
+
+
+def _all_current(build: Build) -> bool:
+    fresh = all(build.is_fresh(name) for name in build.runnable)
+    return fresh and all(build.is_current(name) for name in build.graph.variants)
+
+
+def _world(words: Sequence[str], variables: Iterable[str]) -> list[Any]:
+    """All but files that a build depends on, as JSON gives it back."""
+    versions = sorted(f"{name}=={version}" for name, version in installed().items())
+    environment = sorted(f"{k}={v}" for k, v in environment_facts(tuple(variables)).items())
+    store = [os.environ.get(n, "") for n in ("TF2AIF_CACHE", "XDG_CACHE_HOME", "HOME")]
+    cores = sorted(os.sched_getaffinity(0))
+    return [__version__, sys.version, list(words), versions, environment, store, cores]

@@ -1,0 +1,351 @@
+"""The record of a variant: what it is, as facts, in `build/<recipe>/<variant>/variant.json`.
+
+artifact/      the files that ship
+variant.json   this record
+log.txt        what its steps printed
+rerun/         each step as a request, and rerun.sh that runs them again by hand
+"""
+
+from __future__ import annotations
+
+import platform as host
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from .digest import digest_tree, list_tree
+from .errors import GateFailed
+from .execute import place, request_for
+from .facts import Facts, key
+from .freshness import artifact_digest
+from .graph import Graph, Step, Variant
+from .store import ActionRecord, OutputFile
+from .toolchains import Missing
+from .workspace import Made, Workspace, write_atomically
+
+SCHEMA = 1
+
+State = Literal["built", "emulated", "bundled", "verified-on-device", "failed"]
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """The metric on the evaluation set, of the source model and of the variant."""
+
+    metric: str
+    source: float
+    variant: float
+    drop: float  # positive: the variant is worse
+    allowed_drop: float
+    samples: int
+    labels: bool  # False: the source model's own answers were the truth
+    measured_on: str  # the machine's architecture
+
+
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One step that went into the variant."""
+
+    key: str
+    artifact: str
+    toolchain: dict[str, Any]
+    timing: dict[str, float]
+
+
+class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of a variant. A file with other keys than these is of another version."""
+
+    schema: int
+    recipe: str
+    variant: str
+    target: str
+    precision: str
+    platform: str
+    state: State
+    reason: str = ""
+    engine: dict[str, Any]
+    baseline: bool = False
+    calibration: str = "none"  # none, data, random
+    artifact: str = ""
+    size_bytes: int = 0
+    files: tuple[OutputFile, ...] = ()
+    accuracy: Accuracy | None = None
+    outputs: dict[str, Any] = {}
+    latency: dict[str, Any] | None = None
+    labels: dict[str, str] = {}
+    steps: dict[str, StepRecord] = {}
+
+
+MissingSteps = Mapping[str, Missing]  # step -> the toolchain that it lacks here
+
+
+def variant_facts(
+    variant: Variant, graph: Graph, workspace: Workspace, missing: MissingSteps
+) -> Facts | None:
+    """What decides whether a variant's folder is up to date; None where a step has not run."""
+    facts: Facts = {"schema": SCHEMA, "machine": host.machine()}
+    facts["variant"] = msgspec.to_builtins(variant)
+    for name in graph.needs(variant.steps):
+        if name in missing:
+            facts[f"step.{name}"] = _missing_facts(graph.steps[name], missing[name], workspace)
+            continue
+        made = workspace.made(name)
+        if made is None:
+            return None
+        facts[f"step.{name}"] = [made.key, artifact_digest(made.record.outputs)]
+    return facts
+
+
+def _missing_facts(step: Step, tool: Missing, workspace: Workspace) -> Facts:
+    """What a bundle packs of a step that cannot run here."""
+    files = {n: digest_tree(Path(p), workspace.stats) for n, p in step.files.items()}
+    return {"what": tool.what, "version": step.version, "options": step.options, "files": files}
+
+
+def is_current(variant: Variant, graph: Graph, workspace: Workspace, missing: MissingSteps) -> bool:
+    """Whether the folder is what its steps make now, and nobody edited it."""
+    facts = variant_facts(variant, graph, workspace, missing)
+    made = workspace.made(_sidecar(variant))
+    if facts is None or made is None or made.key != key(facts):
+        return False
+    try:
+        return list_tree(workspace.variant(variant.id), workspace.stats) == made.record.outputs
+    except FileNotFoundError:
+        return False
+
+
+def write_variant(
+    variant: Variant, graph: Graph, workspace: Workspace, missing: MissingSteps
+) -> VariantRecord:
+    """Make the variant's folder from its steps. Raises GateFailed where it lost too much."""
+    made = {name: workspace.made(name) for name in graph.needs(variant.steps)}
+    records = {name: m for name, m in made.items() if m is not None}
+    record = _record(variant, records)
+    if record.state == "failed":
+        write_failure(variant, workspace, record.reason, record)
+        raise GateFailed(
+            f"{variant.id}: {record.reason}",
+            at=str(workspace.variant(variant.id) / "variant.json"),
+            hint="raise the gate in the recipe if that is acceptable, give more calibration "
+            "samples, or choose another precision",
+        )
+    _write_folder(variant, graph, workspace, record)
+    _note(variant, graph, workspace, missing)
+    return record
+
+
+def _note(variant: Variant, graph: Graph, workspace: Workspace, missing: MissingSteps) -> None:
+    """Remember what the folder was made from, and its bytes."""
+    facts = variant_facts(variant, graph, workspace, missing) or {}
+    outputs = list_tree(workspace.variant(variant.id), workspace.stats)
+    record = ActionRecord(step=variant.id, kind="variant", facts=facts, outputs=outputs)
+    workspace.note(_sidecar(variant), Made(key(facts), record))
+
+
+def write_failure(
+    variant: Variant, workspace: Workspace, reason: str, record: VariantRecord | None = None
+) -> None:
+    """Say that the variant failed; the artifact of an earlier build does not stay behind."""
+    record = record or _bare(variant, "failed", reason)
+    with workspace.scratch() as scratch:
+        out = scratch / "variant"
+        out.mkdir()
+        (out / "variant.json").write_bytes(_pretty(record))
+        place(out, workspace.variant(variant.id), scratch)
+
+
+def read_record(folder: Path) -> VariantRecord | None:
+    """The record in a variant's folder; None where there is none that we can read."""
+    try:
+        return msgspec.json.decode((folder / "variant.json").read_bytes(), type=VariantRecord)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_bundle(
+    variant: Variant, graph: Graph, workspace: Workspace, missing: MissingSteps
+) -> VariantRecord:
+    """Pack what the missing toolchain needs, and the command that runs it elsewhere."""
+    steps = [name for name in graph.needs(variant.steps) if name in missing]
+    tool = missing[steps[0]]
+    record = _bare(variant, "bundled", f"{tool.what} is not here: {tool.hint}")
+    with workspace.scratch() as scratch:
+        out = scratch / "variant"
+        out.mkdir()
+        _pack(out, graph, workspace, steps)
+        (out / "variant.json").write_bytes(_pretty(record))
+        place(out, workspace.variant(variant.id), scratch)
+    _note(variant, graph, workspace, missing)
+    return record
+
+
+def _record(variant: Variant, made: dict[str, Made]) -> VariantRecord:
+    artifact = made[variant.artifact].record
+    check = made[variant.check].record.result
+    accuracy = _accuracy(variant, check)
+    lost = accuracy.drop > variant.allowed_drop
+    reason = (
+        f"{accuracy.metric} fell from {accuracy.source:.4g} to {accuracy.variant:.4g}, by "
+        f"{accuracy.drop:.4g}; the gate allows {variant.allowed_drop:.4g}"
+        if lost
+        else ""
+    )
+    return msgspec.structs.replace(
+        _bare(variant, "failed" if lost else _state(variant), reason),
+        artifact=artifact_digest(artifact.outputs),
+        size_bytes=sum(o.size for o in artifact.outputs),
+        files=artifact.outputs,
+        accuracy=accuracy,
+        outputs=check["outputs"],
+        latency=made[variant.latency].record.result if variant.latency else None,
+        steps={name: _step_record(m) for name, m in made.items()},
+    )
+
+
+def _accuracy(variant: Variant, check: Mapping[str, Any]) -> Accuracy:
+    """The metric; without an evaluation set, the cosine of the output that is furthest off."""
+    if check["metric"] is None:
+        worst = min(output["cosine"] for output in check["outputs"].values())
+        check = {**check, "metric": "cosine", "source": 1.0, "variant": worst, "drop": 1.0 - worst}
+    return Accuracy(
+        metric=check["metric"],
+        source=check["source"],
+        variant=check["variant"],
+        drop=check["drop"],
+        allowed_drop=variant.allowed_drop,
+        samples=check["samples"],
+        labels=check["labels"],
+        measured_on=host.machine(),
+    )
+
+
+def _bare(variant: Variant, state: State, reason: str) -> VariantRecord:
+    calibration = "none"
+    if variant.calibration:
+        calibration = "random" if variant.random_calibration else "data"
+    return VariantRecord(
+        schema=SCHEMA,
+        recipe=variant.recipe,
+        variant=variant.name,
+        target=variant.target,
+        precision=variant.precision,
+        platform=variant.platform,
+        state=state,
+        reason=reason,
+        engine={"name": variant.engine, "options": variant.engine_options},
+        baseline=variant.baseline,
+        calibration=calibration,
+        labels=variant.labels,
+    )
+
+
+def _state(variant: Variant) -> State:
+    """A check that ran on the kind of machine that the target names has verified it there."""
+    return "verified-on-device" if variant.latency else "built"
+
+
+def _step_record(made: Made) -> StepRecord:
+    record = made.record
+    prefixes = ("toolchain.", "environment.", "machine.")
+    tool = {n: v for n, v in record.facts.items() if n.startswith(prefixes)}
+    return StepRecord(
+        key=made.key,
+        artifact=artifact_digest(record.outputs),
+        toolchain={**tool, **record.observed},
+        timing=record.timing,
+    )
+
+
+def _write_folder(
+    variant: Variant, graph: Graph, workspace: Workspace, record: VariantRecord
+) -> None:
+    steps = graph.needs(variant.steps)
+    with workspace.scratch() as scratch:
+        out = scratch / "variant"
+        shutil.copytree(workspace.artifact(variant.artifact), out / "artifact")
+        (out / "variant.json").write_bytes(_pretty(record))
+        (out / "log.txt").write_text(_logs(steps, workspace), encoding="utf-8")
+        _write_rerun(out / "rerun", steps, graph, workspace)
+        place(out, workspace.variant(variant.id), scratch)
+
+
+def _logs(steps: Iterable[str], workspace: Workspace) -> str:
+    parts = []
+    for name in steps:
+        log = workspace.log(name)
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        parts.append(f"== {name}\n{text}")
+    return "\n".join(parts)
+
+
+def _write_rerun(folder: Path, steps: Iterable[str], graph: Graph, workspace: Workspace) -> None:
+    """Each step as a request file, and a script that runs them one after the other."""
+    folder.mkdir()
+    lines = [
+        "#!/bin/sh",
+        "# Runs each step of this variant again, by hand, without any cache.",
+        "set -e",
+    ]
+    lines.append('cd "$(dirname "$0")"')
+    for number, name in enumerate(steps):
+        file = f"{number:02d}-{name.partition('/')[2]}.json"
+        request = request_for(graph.steps[name], workspace, folder / "unused")
+        request = msgspec.structs.replace(request, out=f"out/{name.partition('/')[2]}")
+        (folder / file).write_bytes(_pretty(request))
+        lines.append(f"python -m tf2aif.worker --request {shlex.quote(file)}")
+    write_script(folder / "rerun.sh", lines)
+
+
+def _pack(out: Path, graph: Graph, workspace: Workspace, missing: list[str]) -> None:
+    """The requests of the steps that are missing, with copies of all that they read."""
+    lines = [
+        "#!/bin/sh",
+        "# Runs the steps whose toolchain was not on the machine that packed this.",
+        "set -e",
+    ]
+    lines.append('cd "$(dirname "$0")"')
+    for number, name in enumerate(missing):
+        step = graph.steps[name]
+        request = request_for(step, workspace, out / "unused")
+        inputs = {}
+        for key_, other in step.inputs.items():
+            inputs[key_] = (
+                f"out/{other.partition('/')[2]}" if other in missing else f"inputs/{key_}-{number}"
+            )
+            if other not in missing:
+                shutil.copytree(workspace.artifact(other), out / inputs[key_])
+        for key_, path in step.files.items():
+            inputs[key_] = f"inputs/{key_}-{number}-{Path(path).name}"
+            _copy(Path(path), out / inputs[key_])
+        file = f"{number:02d}-{name.partition('/')[2]}.json"
+        code = inputs.get("code")
+        request = msgspec.structs.replace(
+            request, inputs=inputs, out=f"out/{name.partition('/')[2]}", folder=".", code=code
+        )
+        (out / file).write_bytes(_pretty(request))
+        lines.append(f"python -m tf2aif.worker --request {shlex.quote(file)}")
+    write_script(out / "run.sh", lines)
+
+
+def _copy(source: Path, dest: Path) -> None:
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, dest)
+    else:
+        shutil.copyfile(source, dest)
+
+
+def write_script(path: Path, lines: list[str]) -> None:
+    """A shell script that can be run as it stands."""
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    path.chmod(0o755)
+
+
+def _sidecar(variant: Variant) -> str:
+    return f"{variant.recipe}/@{variant.name}"
+
+
+def _pretty(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -1,0 +1,85 @@
+"""Variants as a table for people: plain text, the same on a terminal, in a pipe and in CI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .record import VariantRecord
+
+HEADER = (
+    "variant",
+    "state",
+    "metric",
+    "source",
+    "variant is",
+    "drop",
+    "size",
+    "median",
+    "speed-up",
+)
+NUMBERS = frozenset(HEADER[3:])
+
+
+def variants_table(
+    records: Iterable[tuple[str, VariantRecord | None]], stale: Iterable[str] = ()
+) -> str:
+    """One line a variant, and below it why where it failed or is a bundle."""
+    old = frozenset(stale)
+    rows, notes = [], []
+    for name, record in records:
+        rows.append(_row(name, record, name in old))
+        if record is not None and record.reason:
+            notes.append(f"{name} is {record.state}: {record.reason}")
+        if record is not None and record.calibration == "random":
+            notes.append(f"{name} was calibrated with random data: its accuracy says nothing")
+    return "\n".join([align(HEADER, rows), *(["", *notes] if notes else [])])
+
+
+def _row(name: str, record: VariantRecord | None, stale: bool) -> tuple[str, ...]:
+    if record is None:
+        return (name, "not built", *[""] * (len(HEADER) - 2))
+    state = f"{record.state}{' (stale)' if stale else ''}"
+    accuracy, latency = record.accuracy, record.latency
+    scores = ("", "", "", "")
+    if accuracy is not None:
+        scores = (
+            accuracy.metric,
+            f"{accuracy.source:.4f}",
+            f"{accuracy.variant:.4f}",
+            f"{accuracy.drop:+.4f}",
+        )
+    times = ("", "")
+    if latency is not None:
+        times = (f"{latency['variant']['median_ms']:.3f} ms", f"{latency['speedup']:.2f}x")
+    return (name, state, *scores, size(record.size_bytes) if record.size_bytes else "", *times)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, in powers of 1024.
+
+    >>> size(53936)
+    '52.7 KiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def align(
+    header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Iterable[str] = NUMBERS
+) -> str:
+    """Columns of text, those in `numbers` to the right."""
+    table = [header, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    right = frozenset(numbers)
+    lines = []
+    for row in table:
+        cells = [
+            cell.rjust(width) if title in right else cell.ljust(width)
+            for cell, width, title in zip(row, widths, header, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

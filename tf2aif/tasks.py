@@ -1,0 +1,274 @@
+"""Steps as doit tasks: the only module that knows doit.
+
+doit loads, orders and dispatches; what is stale is decided by `tf2aif.freshness`, through one
+`uptodate` object a task, and done by `tf2aif.execute`, through one action a task. See
+docs/why/doit.md for what stock doit would get wrong here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from doit.action import BaseAction
+from doit.cmd_base import TaskLoader2
+from doit.dependency import FileChangedChecker, SqliteDB, UptodateCalculator
+from doit.doit_cmd import DoitMain
+from doit.exceptions import TaskFailed
+from doit.reporter import ZeroReporter
+from doit.task import Task
+
+from .build import Build
+from .digest import digest_tree
+from .errors import Tf2aifError
+
+CONFIG = {"par_type": "thread", "continue": True, "backend": "tf2aif"}
+
+
+class Backend(SqliteDB):  # type: ignore[misc]
+    """doit's SQLite database, safe with two doits at once and with kill -9.
+
+    Stock `SqliteDB` writes everything when the run ends: a killed run forgets all it did. This one
+    commits after each task. It also tells `doit forget` from the removal after a failure, so that
+    a forgotten step really runs again although the store has what it made.
+    """
+
+    def __init__(self, name: str, codec: Any, *, module_name: str | None = None) -> None:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(name, codec, module_name=module_name)
+        self._asked: set[str] = set()
+
+    def _sqlite3(self, name: str) -> Any:
+        connection = super()._sqlite3(name)
+        connection.execute("pragma busy_timeout=30000")
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("pragma synchronous=normal")
+        return connection
+
+    def get(self, task_id: str, dependency: str) -> Any:
+        """A value of a task; that it was asked for means that a run has begun."""
+        self._asked.add(task_id)
+        return super().get(task_id, dependency)
+
+    def set(self, task_id: str, dependency: str, value: Any) -> None:
+        """Store a value; the list of dependencies is the last that doit stores for a task."""
+        super().set(task_id, dependency, value)
+        if dependency == "deps:":
+            self._cache[task_id].pop("forgotten:", None)
+        if dependency in ("deps:", "ignore:", "forgotten:"):
+            self._commit()
+
+    def remove(self, task_id: str) -> None:
+        """Forget a task. Outside of a run that is the user's wish, and it is remembered."""
+        super().remove(task_id)
+        if task_id in self._asked:
+            self._conn.commit()
+        else:
+            self.set(task_id, "forgotten:", True)
+
+    def remove_all(self) -> None:
+        """Forget every task that is known."""
+        rows = self._conn.execute("select task_id from doit").fetchall()
+        super().remove_all()
+        for row in rows:
+            self.set(row["task_id"], "forgotten:", True)
+
+    def _commit(self) -> None:
+        for task_id in self._dirty:
+            data = self.codec.encode(self._cache[task_id])
+            self._conn.execute("insert or replace into doit values (?,?)", (task_id, data))
+        self._conn.commit()
+        self._dirty = set()
+
+
+def checker(stats: Callable[[], Any]) -> type[FileChangedChecker]:
+    """doit's test of a dependency, by xxh3 and our stat cache; it reads folders too."""
+
+    class Xxh3Checker(FileChangedChecker):  # type: ignore[misc]
+        def check_modified(self, file_path: str, file_stat: Any, state: str) -> bool:  # noqa: ARG002
+            return bool(state != digest_tree(Path(file_path), stats()))
+
+        def get_state(self, dep: str, current_state: str | None) -> str | None:
+            digest = digest_tree(Path(dep), stats())
+            return None if digest == current_state else digest
+
+    return Xxh3Checker
+
+
+class UpToDate(UptodateCalculator):  # type: ignore[misc]
+    """Whether a task's output is what its facts make; a forgotten task is not."""
+
+    def __init__(self, name: str, is_current: Callable[[], bool]) -> None:
+        super().__init__()
+        self.name = name
+        self.is_current = is_current
+        self.forgotten = False  # the user has said `doit forget` since the task last ran
+
+    def __call__(self) -> bool:
+        """What doit asks, in the thread that owns the database."""
+        self.forgotten = bool(self.get_val(self.name, "forgotten:"))
+        return not self.forgotten and self.is_current()
+
+
+class Action(BaseAction):  # type: ignore[misc]
+    """Our action: it never prints, and turns our errors into doit's."""
+
+    def __init__(self, act: Callable[[bool], None], test: UpToDate) -> None:
+        self.act, self.test = act, test
+        self.task: Any = None
+        self.out = self.err = self.result = None
+        self.values: dict[str, Any] = {}
+
+    def execute(self, out: Any = None, err: Any = None) -> TaskFailed | None:  # noqa: ARG002
+        """Run it; doit wants a failure as a value."""
+        try:
+            self.act(self.test.forgotten)
+        except Tf2aifError as error:
+            return TaskFailed("\n" + error.render())
+        return None
+
+    def __str__(self) -> str:
+        return "tf2aif"
+
+
+def make_tasks(build: Build) -> Iterator[Task]:
+    """A task for each step and variant, and a group for each recipe.
+
+    Steps are subtasks of their recipe (`doit list --all` shows them), variants stand in `doit list`.
+    """
+    graph = build.graph
+    for recipe in dict.fromkeys(v.recipe for v in graph.variants.values()):
+        members = [
+            s for s, step in graph.steps.items() if step.recipe == recipe and s in build.runnable
+        ]
+        members += [name for name, v in graph.variants.items() if v.recipe == recipe]
+        yield Task(
+            recipe, None, task_dep=members, has_subtask=True, doc=f"all variants of {recipe}"
+        )
+    for name in build.runnable:
+        yield _step_task(build, name)
+    for name in graph.variants:
+        yield _variant_task(build, name)
+
+
+def _step_task(build: Build, name: str) -> Task:
+    step, space = build.graph.steps[name], build.workspace
+    test = UpToDate(name, lambda: build.is_fresh(name))
+    reads = [*step.files.values(), *(space.artifact(other) for other in step.inputs.values())]
+    return Task(
+        name,
+        [Action(lambda again: build.run_step(name, again=again), test)],
+        file_dep=[build.relative(path) for path in reads],
+        targets=[build.relative(space.artifact(name))],
+        uptodate=[test],
+        clean=[(build.clean_step, [name])],
+        subtask_of=step.recipe,
+        doc=f"{step.kind} with {step.toolchain}",
+    )
+
+
+def _variant_task(build: Build, name: str) -> Task:
+    variant, space = build.graph.variants[name], build.workspace
+    steps = [s for s in build.graph.needs(variant.steps) if s in build.runnable]
+    test = UpToDate(name, lambda: build.is_current(name))
+    return Task(
+        name,
+        [Action(lambda again: build.write_variant(name, again=again), test)],
+        file_dep=[build.relative(space.artifact(step)) for step in steps],
+        task_dep=steps,
+        targets=[build.relative(space.variant(name))],
+        uptodate=[test],
+        clean=[(build.clean_variant, [name])],
+        doc=f"{variant.platform}, {variant.engine}",
+    )
+
+
+def configure(dodo: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
+    """The two names that a `dodo.py` needs, for the recipes beside it.
+
+        from tf2aif.tasks import configure
+        DOIT_CONFIG, task_tf2aif = configure(__file__)
+
+    Raises SystemExit with all faults where a recipe or a target is wrong.
+    """
+    project = Path(dodo).resolve().parent
+    held: list[Build] = []
+
+    def build() -> Build:
+        if not held:
+            try:
+                held.append(Build.load([project / "recipes"], project))
+            except Tf2aifError as error:
+                raise SystemExit(error.render()) from None
+            atexit.register(held[0].close)
+        return held[0]
+
+    def task_tf2aif() -> Iterator[Task]:
+        yield from make_tasks(build())
+
+    database = os.path.join("build", ".tf2aif", "doit.db")
+    config = {
+        **CONFIG,
+        "dep_file": database,
+        "check_file_uptodate": checker(lambda: build().workspace.stats),
+    }
+    return config, task_tf2aif
+
+
+class _Loader(TaskLoader2):  # type: ignore[misc]
+    """The tasks of a build that is already planned."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.build = build
+
+    def load_doit_config(self) -> dict[str, Any]:
+        return {
+            **CONFIG,
+            "dep_file": str(self.build.workspace.private / "doit.db"),
+            "check_file_uptodate": checker(lambda: self.build.workspace.stats),
+        }
+
+    def load_tasks(self, cmd: Any, pos_args: Iterable[str]) -> list[Task]:  # noqa: ARG002
+        return list(make_tasks(self.build))
+
+
+class _Reporter(ZeroReporter):  # type: ignore[misc]
+    """Hands on what doit tells: which tasks were not even tried."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__(io.StringIO(), {})
+        self.build = build
+        self.errors: list[str] = []
+
+    def add_failure(self, task: Any, fail: Any) -> None:
+        self.build.note_untried(task.name, fail.get_msg())
+
+    def runtime_error(self, msg: str) -> None:
+        self.errors.append(msg)
+
+
+def run(build: Build, *, jobs: int = 1) -> None:
+    """Bring all variants of the build up to date, `jobs` steps at a time."""
+    reporter = _Reporter(build)
+    main = DoitMain(
+        _Loader(build),
+        config_filenames=(),
+        extra_config={
+            "GLOBAL": {"reporter": reporter},
+            "BACKEND": {"tf2aif": "tf2aif.tasks:Backend"},
+        },
+    )
+    here = os.getcwd()
+    os.chdir(build.workspace.project)
+    try:
+        parallel = ["-n", str(jobs)] if jobs > 1 else []
+        main.run(["run", *parallel, *build.graph.variants])
+    finally:
+        os.chdir(here)
+    if reporter.errors:
+        raise Tf2aifError("; ".join(reporter.errors))
