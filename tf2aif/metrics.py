@@ -105,7 +105,7 @@ def _ranks(outputs: Array, labels: Array, metric: str) -> Array:
     right = np.take_along_axis(scores, classes[:, np.newaxis], axis=1)
     before = np.arange(scores.shape[1]) < classes[:, np.newaxis]
     ahead = (scores > right) | ((scores == right) & before)
-    return np.count_nonzero(ahead, axis=1)
+    return np.asarray(np.count_nonzero(ahead, axis=1))
 
 
 def _scores_and_classes(outputs: Array, labels: Array, metric: str) -> tuple[Array, Array]:
