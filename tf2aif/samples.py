@@ -6,6 +6,7 @@ Nothing here loads TensorFlow. Large files are read only where samples of them a
 from __future__ import annotations
 
 import csv
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 NAN_SCAN_BYTES = 256 * 2**20
-HEADER_IMAGES = 256
+SCANNED_IMAGES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,33 +84,32 @@ def inspect(path: Path, source: Source) -> Header | list[Fault]:
     """The cheap facts of a source, or all that is seen to be wrong with it. Never raises for it.
 
     Arrays under 256 MiB are searched for NaN and infinity; of a folder of images only the first
-    ones are opened; of a function nothing is known, since it is not called.
+    16 are decoded; of a function nothing is known, since it is not called.
     """
     if source.format in ("function", "random"):
         return Header()
     try:
         samples = open_samples(path, source)
-        _scan(samples)
+        _scan(samples, source)
     except StepFailed as failure:
         return list(failure.faults)
     return Header(samples.count, samples.shape, samples.dtype)
 
 
 def check_finite(values: Array, at: str, first: int = 0) -> None:
-    """Raise StepFailed where floating-point samples hold NaN or infinity, naming the sample."""
+    """Raise StepFailed where floating-point samples hold NaN or infinity, naming the first."""
     if values.dtype.kind not in "fc" or np.isfinite(values).all():
         return
-    flat = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    bad = np.flatnonzero(~flat)
-    kind = "NaN" if np.isnan(values).any() else "infinity"
-    raise StepFailed(f"{kind} in {len(bad)} samples, the first is number {first + bad[0]}", at=at)
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    kind = "NaN" if np.isnan(values[bad[0]]).any() else "infinity"
+    raise StepFailed(f"sample {first + bad[0]} holds {kind}", at=at)
 
 
-def _scan(samples: Samples) -> None:
-    if samples.names:
-        samples.take(range(min(samples.count, HEADER_IMAGES if samples.shape is None else 1)))
+def _scan(samples: Samples, source: Source) -> None:
+    if source.images is not None:
+        samples.take(range(min(samples.count, SCANNED_IMAGES)))
     elif samples.dtype is not None and samples.shape is not None:
-        size = samples.count * int(np.prod(samples.shape)) * np.dtype(samples.dtype).itemsize
+        size = samples.count * math.prod(samples.shape) * np.dtype(samples.dtype).itemsize
         if size < NAN_SCAN_BYTES:
             check_finite(samples.take(range(samples.count)), samples.at)
 
@@ -139,11 +139,14 @@ def _open_npy(path: Path, _: Source) -> Samples:
 
 def _open_npz(path: Path, source: Source) -> Samples:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, since np.load leaves a file open that it cannot read.
+        with path.open("rb") as stream:
+            arrays = np.load(stream, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise StepFailed("an .npy file under the ending .npz", at=str(path))
             name = _choose_array(arrays.files, source.array, path)
             return _from_array(arrays[name], f"{path}#{name}")
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        # np.load gives a plain array, which has no `files`, for an .npy under this ending.
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StepFailed(f"not a whole .npz file: {error}", at=str(path)) from error
 
 

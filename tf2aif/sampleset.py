@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engines import TensorSpec
+from .engines.signature import fits
 from .errors import StepFailed
 from .samples import Samples, check_finite
 
@@ -39,17 +40,6 @@ class SampleSet(msgspec.Struct, frozen=True, kw_only=True):
     labels: Array | None
     samples: int
     random: bool
-
-
-class Signature(msgspec.Struct, frozen=True):
-    """The part of `signature.json` that samples must fit."""
-
-    inputs: tuple[TensorSpec, ...]
-
-
-def read_inputs(model: Path) -> tuple[TensorSpec, ...]:
-    """The inputs of an imported model, in its signature's order."""
-    return msgspec.json.decode((model / "signature.json").read_bytes(), type=Signature).inputs
 
 
 def read_set(folder: Path) -> SampleSet:
@@ -105,10 +95,7 @@ def sample_spec(spec: TensorSpec, *, batched: bool) -> TensorSpec:
 def fit(values: Array, spec: TensorSpec, at: str, first: int = 0) -> Array:
     """Samples, axis 0, in the dtype of one sample's spec, their shape and values checked."""
     found, wanted = values.shape[1:], spec.shape
-    fits = len(found) == len(wanted) and all(
-        b in (None, a) for a, b in zip(found, wanted, strict=True)
-    )
-    if not fits:
+    if not fits(found, wanted):
         message = f"a sample has shape {found}, input '{spec.name}' wants {_render(wanted)}"
         raise StepFailed(message, at=at, hint=_shape_hint(found, wanted))
     check_finite(values, at, first)

@@ -41,10 +41,12 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 def run(job: Job) -> Mapping[str, Any]:
     """Read, check and write the samples. Result: `samples`, `random`, `labels`."""
-    from ..sampleset import Contents, read_inputs, sample_spec, write_contents
+    from ..engines.signature import read_signature
+    from ..sampleset import Contents, sample_spec, write_contents
 
     options = msgspec.convert(job.options, Options)
-    specs = [sample_spec(s, batched=options.batched) for s in read_inputs(job.inputs["model"])]
+    signature = read_signature(job.inputs["model"])
+    specs = [sample_spec(spec, batched=options.batched) for spec in signature.inputs]
     if any(source.format == "random" for source in options.inputs.values()):
         count = _write_random(job.out, specs, options)
         random = True
