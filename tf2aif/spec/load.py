@@ -46,6 +46,7 @@ class LoadedTarget(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     target: Target
     document: Document
+    packaged: bool = False
 
     def at(self, *key: str | int) -> str:
         """Where a key stands, as faults say it: `targets/alveo.yaml:3: engine.name`."""
@@ -91,7 +92,7 @@ def read_files(recipe_paths: Sequence[Path], project: Path) -> tuple[Files, list
         except FilesError as error:
             faults += error.faults
     files = Files(tuple(recipes), targets, frozenset(broken))
-    faults += _duplicate_names(files.recipes)
+    faults += duplicate_names(files.recipes)
     return files, faults
 
 
@@ -103,12 +104,12 @@ def load_recipe(path: Path, shown_as: str | None = None) -> LoadedRecipe:
     return LoadedRecipe(name=name, path=path, folder=path.parent, recipe=recipe, document=document)
 
 
-def load_target(path: Path, shown_as: str | None = None) -> LoadedTarget:
+def load_target(path: Path, shown_as: str | None = None, *, packaged: bool = False) -> LoadedTarget:
     """Read one target; its name is the file's without its ending. Raises FilesError."""
     document = read(path, shown_as)
     name = _check_stem(path, document.shown, "rename it")
     target = convert(document, Target)
-    return LoadedTarget(name=name, path=path, target=target, document=document)
+    return LoadedTarget(name=name, path=path, target=target, document=document, packaged=packaged)
 
 
 def load_targets(project: Path) -> dict[str, Target]:
@@ -177,7 +178,8 @@ def _step_faults(document: Document, target: Target) -> Iterator[Fault]:
 def _read_targets(project: Path, faults: list[Fault]) -> tuple[dict[str, LoadedTarget], set[str]]:
     targets: dict[str, LoadedTarget] = {}
     broken: set[str] = set()
-    for folder in dict.fromkeys((packaged_targets().resolve(), (project / "targets").resolve())):
+    packaged = packaged_targets().resolve()
+    for folder in dict.fromkeys((packaged, (project / "targets").resolve())):
         seen: dict[str, Path] = {}
         for path in _yaml_files(folder):
             if path.stem in seen:
@@ -186,7 +188,8 @@ def _read_targets(project: Path, faults: list[Fault]) -> tuple[dict[str, LoadedT
                 continue
             seen[path.stem] = path
             try:
-                targets[path.stem] = load_target(path, shown(path, project.resolve()))
+                name = shown(path, project.resolve())
+                targets[path.stem] = load_target(path, name, packaged=folder == packaged)
                 broken.discard(path.stem)
             except FilesError as error:
                 faults += error.faults
@@ -207,7 +210,7 @@ def _recipe_files(paths: Iterable[Path], project: Path, faults: list[Fault]) -> 
     """The files asked for, each once, in the order asked, folders sorted."""
     found: dict[Path, Path] = {}
     for path in paths:
-        below = sorted(_below(path)) if path.is_dir() else [path]
+        below = sorted(yaml_below(path)) if path.is_dir() else [path]
         if not below:
             hint = "`tf2aif init MODEL` writes a recipe for a model"
             faults.append(Fault("no recipe in this folder", shown(path, project), hint))
@@ -216,12 +219,13 @@ def _recipe_files(paths: Iterable[Path], project: Path, faults: list[Fault]) -> 
     return list(found.values())
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def yaml_below(folder: Path) -> Iterator[Path]:
+    """Every YAML file in a folder and its folders, hidden ones left out."""
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
         if path.is_dir() and not path.is_symlink():
-            yield from _below(path)
+            yield from yaml_below(path)
         elif _is_yaml(path):
             yield path
 
@@ -233,7 +237,8 @@ def _check_stem(path: Path, shown_as: str, hint: str) -> str:
     return path.stem
 
 
-def _duplicate_names(recipes: Iterable[LoadedRecipe]) -> Iterator[Fault]:
+def duplicate_names(recipes: Iterable[LoadedRecipe]) -> Iterator[Fault]:
+    """A fault for each recipe whose name an earlier one has."""
     first: dict[str, LoadedRecipe] = {}
     for one in recipes:
         if one.name in first:

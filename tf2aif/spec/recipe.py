@@ -16,6 +16,7 @@ FUNCTION = r"^[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*$"
 Name = Annotated[str, Meta(pattern=NAME, max_length=63)]
 Function = Annotated[str, Meta(pattern=FUNCTION)]
 Positive = Annotated[int, Meta(ge=1)]
+Drop = Annotated[float, Meta(ge=0)]
 Metric = Annotated[
     str,
     Meta(pattern=rf"^(top-1|top-5|mean-iou|mse|cosine|auc|{FUNCTION[1:-1]})$"),
@@ -136,10 +137,10 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     drop: Annotated[float, Meta(ge=0, description="the largest drop for every variant")] = 0.02
     precisions: Annotated[
-        dict[str, float], Meta(description="precision -> largest drop, in place of `drop`")
+        dict[str, Drop], Meta(description="precision -> largest drop, in place of `drop`")
     ] = {}
     targets: Annotated[
-        dict[str, float],
+        dict[str, Drop],
         Meta(description="target or target-precision -> largest drop, in place of both"),
     ] = {}
 
@@ -160,7 +161,8 @@ class TargetOverride(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What a recipe changes in a target."""
 
     precisions: Annotated[
-        list[str] | UnsetType, Meta(description="which precisions; by default all of the target's")
+        Annotated[list[str], Meta(min_length=1)] | UnsetType,
+        Meta(description="which precisions; by default all of the target's"),
     ] = UNSET
     options: Annotated[
         dict[str, dict[str, Any]], Meta(description="step -> options that replace the target's")

@@ -1,11 +1,13 @@
 """The JSON Schemas of recipes and targets, generated from the structs.
 
-`python -m tf2aif.spec.schema` writes `schemas/*.json` and the tables of `docs/reference.md` of a
-checkout; a test compares them.
+`python -m tf2aif.spec.schema` writes `schemas/*.json` and `docs/reference.md` in a checkout; a
+test compares them.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,3 +24,25 @@ def schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
     made = msgspec.json.schema(struct)
     root = made["$defs"].pop(struct.__name__)
     return {"$schema": DIALECT, **root, "$defs": made["$defs"]}
+
+
+def generated_files() -> dict[str, str]:
+    """What is generated from the structs: path in a checkout -> text."""
+    from .reference import reference_page
+
+    schemas = {
+        f"schemas/{kind}.json": json.dumps(schema_of(struct), indent=2, ensure_ascii=False) + "\n"
+        for kind, struct in KINDS.items()
+    }
+    return {**schemas, "docs/reference.md": reference_page()}
+
+
+def write(checkout: Path) -> None:
+    """Write every generated file."""
+    for name, text in generated_files().items():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(__file__).parents[2])

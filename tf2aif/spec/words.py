@@ -45,12 +45,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"there are: {', '.join(known)}" if known else ""
 
 
-def word_faults(document: Document, struct: type[msgspec.Struct], complaint: str) -> list[Fault]:
-    """Every fault of a document that msgspec refused with `complaint`, in the order of lines."""
-    words = _Words(document)
-    found = {fault for error in _errors(document.value, struct) for fault in words.of(error)}
+def word_faults(
+    document: Document,
+    struct: type[msgspec.Struct],
+    complaint: str,
+    value: Any = msgspec.UNSET,
+    root: Key = (),
+) -> list[Fault]:
+    """Every fault of what msgspec refused with `complaint`, in the order of lines.
+
+    The value is the whole document, or `value`, which stands at `root` in it.
+    """
+    words = _Words(document, root)
+    errors = _errors(document.value if value is msgspec.UNSET else value, struct)
+    found = {fault for error in errors for fault in words.of(error)}
     if not found:
-        return [Fault(complaint, document.shown)]
+        return [Fault(complaint, document.at(root))]
     return [fault for _, fault in sorted(found, key=lambda one: (one[0], one[1].at))]
 
 
@@ -69,8 +79,9 @@ _Found = tuple[int, Fault]
 class _Words:
     """The words for each of jsonschema's errors; one document's lines are found once."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, root: Key) -> None:
         self.document = document
+        self.root = root
         self.lines = locate(document.text)
 
     def of(self, error: Any) -> Iterator[_Found]:
@@ -78,11 +89,10 @@ class _Words:
         if error.validator == "anyOf":
             yield from self._any(error)
             return
-        key: Key = tuple(error.absolute_path)
+        key: Key = (*self.root, *error.absolute_path)
         for name, message, hint in self._say(error, key):
             full = (*key, *name)
-            line = self.lines.get(full) or self.lines.get(key, 1)
-            yield line, Fault(message, place(self.document.shown, line, full), hint)
+            yield self._fault(full, message, hint)
 
     def _any(self, error: Any) -> Iterator[_Found]:
         """The faults in the branch that was meant; without one, all that could stand there."""
@@ -94,11 +104,17 @@ class _Words:
                 for inner in inners:
                     yield from self.of(inner)
                 return
-        key: Key = tuple(error.absolute_path)
-        line = self.lines.get(key, 1)
+        key: Key = (*self.root, *error.absolute_path)
         expected = dict.fromkeys(word for inner in error.context for word in _expected(inner))
         message, hint = self._mismatch(list(expected), error.instance, key)
-        yield line, Fault(message, place(self.document.shown, line, key), hint)
+        yield self._fault(key, message, hint)
+
+    def _fault(self, key: Key, message: str, hint: str) -> _Found:
+        known = key
+        while known not in self.lines:
+            known = known[:-1]
+        line = self.lines[known]
+        return line, Fault(message, place(self.document.shown, line, key), hint)
 
     def _say(self, error: Any, key: Key) -> Iterator[tuple[Key, str, str]]:
         """(what to add to the key, message, hint) for an error of one validator."""

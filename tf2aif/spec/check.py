@@ -1,0 +1,143 @@
+"""Checking recipes and targets: everything that can be known without running anything.
+
+All faults of all files at once: what is wrong in them, what does not fit between them, and the
+files, functions, headers and shapes that they name. TensorFlow is never loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ..errors import Fault, FilesError
+from .check_model import check_model
+from .document import read
+from .files import missing_file, resolve
+from .load import (
+    Files,
+    LoadedRecipe,
+    duplicate_names,
+    load_recipe,
+    load_target,
+    read_files,
+    shown,
+    yaml_below,
+)
+from .python_source import bound_names, parse, source_faults
+from .recipe import Recipe
+from .references import reference_faults
+from .target import Target
+from .words import nearest, nearest_or_none
+
+HOOKS = ("decode", "preprocess", "postprocess", "encode", "example")
+
+
+def check(paths: Sequence[Path], project: Path) -> list[Fault]:
+    """All faults of recipe and target files, or of folders of them, in the order of their lines.
+
+    Without paths: of `recipes/` and `targets/` in the project. What a file is, a recipe or a
+    target, is seen in its keys.
+    """
+    given = list(paths) or [project / name for name in ("recipes", "targets")]
+    there = [path for path in given if paths or path.is_dir()]
+    if not there:
+        hint = "`tf2aif init MODEL` writes a recipe for a model"
+        return [Fault("no recipes/ and no targets/ here", str(project), hint)]
+    files, faults = read_files([], project)
+    recipes: list[LoadedRecipe] = []
+    targets, broken = dict(files.targets), set(files.broken)
+    own = {one.path.resolve() for one in targets.values()}
+    for path in _all_below(there, project, faults):
+        try:
+            if _is_target(path, project):
+                if path.resolve() not in own and path.stem not in broken:
+                    targets[path.stem] = load_target(path, shown(path, project))
+            else:
+                recipes.append(load_recipe(path, shown(path, project)))
+        except FilesError as error:
+            faults += error.faults
+    faults += duplicate_names(recipes)
+    faults += check_files(Files(tuple(recipes), targets, frozenset(broken)))
+    return in_order(faults)
+
+
+def check_files(files: Files) -> list[Fault]:
+    """All faults between files that could be read, and of what they name."""
+    faults = reference_faults(files)
+    for loaded in files.recipes:
+        faults += recipe_file_faults(loaded)
+    return in_order(faults)
+
+
+def recipe_file_faults(loaded: LoadedRecipe) -> Iterator[Fault]:
+    """What is wrong with the files that a recipe names: model, samples, code."""
+    from .check_samples import sample_faults  # imports numpy's readers and PIL's names
+
+    known, faults = check_model(loaded)
+    yield from faults
+    yield from sample_faults(loaded, known)
+    yield from _metric_faults(loaded)
+    yield from _service_faults(loaded)
+
+
+def in_order(faults: Iterable[Fault]) -> list[Fault]:
+    """Faults by file and line, each once."""
+
+    def place(fault: Fault) -> tuple[str, int]:
+        found = re.match(r"(.*?):(\d+)(?:: |$)", fault.at)
+        return (found[1], int(found[2])) if found else (fault.at, 0)
+
+    return sorted(dict.fromkeys(faults), key=place)
+
+
+def _all_below(paths: Iterable[Path], project: Path, faults: list[Fault]) -> Iterator[Path]:
+    seen: set[Path] = set()
+    for path in paths:
+        below = sorted(yaml_below(path)) if path.is_dir() else [path]
+        if not below:
+            faults.append(Fault("no recipe and no target in this folder", shown(path, project)))
+        for one in below:
+            if one.resolve() not in seen:
+                seen.add(one.resolve())
+                yield one
+
+
+def _is_target(path: Path, project: Path) -> bool:
+    """Whether a file's keys are rather a target's than a recipe's. Raises FilesError."""
+    keys = set(read(path, shown(path, project)).value)
+    return len(keys & set(Target.__struct_fields__)) > len(keys & set(Recipe.__struct_fields__))
+
+
+def _metric_faults(loaded: LoadedRecipe) -> list[Fault]:
+    evaluation = loaded.recipe.evaluation
+    if evaluation is None or ":" not in evaluation.metric:
+        return []
+    written, _, function = evaluation.metric.rpartition(":")
+    at = loaded.at("evaluation", "metric")
+    missing = missing_file(loaded, written, at)
+    return missing or source_faults(resolve(loaded, written), function, at)
+
+
+def _service_faults(loaded: LoadedRecipe) -> Iterator[Fault]:
+    service = loaded.recipe.service
+    for index, written in enumerate(service.files):
+        yield from missing_file(loaded, written, loaded.at("service", "files", index))
+    if service.hooks is None:
+        return
+    at = loaded.at("service", "hooks")
+    missing = missing_file(loaded, service.hooks, at)
+    yield from missing or _hook_faults(resolve(loaded, service.hooks), at)
+
+
+def _hook_faults(path: Path, at: str) -> Iterator[Fault]:
+    tree = parse(path, at)
+    if isinstance(tree, Fault):
+        yield tree
+        return
+    names = dict(bound_names(tree))
+    if "*" in names or any(hook in names for hook in HOOKS):
+        return
+    close = next((n for n in names if nearest_or_none(n, HOOKS)), None)
+    hint = nearest(close or "", HOOKS)
+    yield Fault(f"{path.name} has none of the hooks at its top level", at, hint)
