@@ -1,6 +1,6 @@
 """Whether anything changed since, told from stats alone: what the no-op build asks first.
 
-Imports nothing but the standard library's always-loaded modules, so that asking costs no more than
+Imports a few small modules of the standard library only, so that asking costs no more than
 the stats. The order makes it sound: take the snapshot first, look at the contents after, keep the
 snapshot only if the contents were as wanted. A change after the snapshot then gives another stat,
 and a file too young for its time stamps to say so is never reported as unchanged.
