@@ -1,0 +1,76 @@
+"""Environment variables: which ones a worker process sees, and which of them are facts.
+
+A worker sees no variable by accident: a step that reads one which is not in its key would be
+stale without anybody noticing. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+PASSED = frozenset({
+    "ALL_PROXY", "CURL_CA_BUNDLE", "HOME", "HTTPS_PROXY", "HTTP_PROXY", "LANG", "LANGUAGE",
+    "LD_LIBRARY_PATH", "NO_PROXY", "PATH", "PYTHONHOME", "PYTHONPATH", "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "VIRTUAL_ENV", "XDG_CACHE_HOME",
+    "all_proxy", "http_proxy", "https_proxy", "no_proxy",
+})  # fmt: skip
+"""Needed to start at all, to find files, or to reach the network: never facts."""
+
+VENDOR_PREFIXES = (
+    "CUDA_",
+    "DNNL_",
+    "KERAS_",
+    "KMP_",
+    "MKL_",
+    "NVIDIA_",
+    "OMP_",
+    "ONEDNN_",
+    "OPENVINO_",
+    "OV_",
+    "TF_",
+    "XLA_",
+)
+"""Read by the converters and engines: passed on, and facts where they can change results."""
+
+FIXED: Mapping[str, str] = {
+    "CI": "true",  # OpenVINO's telemetry sends nothing where it sees this, and does not ask
+    "DO_NOT_TRACK": "1",
+    "KERAS_BACKEND": "tensorflow",
+    "NNCF_CI": "1",  # NNCF's own switch for the same
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONFAULTHANDLER": "1",  # the Python stack of a crash in native code goes to the log
+    "PYTHONHASHSEED": "0",
+    "PYTHONNOUSERSITE": "1",
+    "PYTHONUNBUFFERED": "1",  # what a killed step printed is in its log
+    "PYTHONUTF8": "1",  # `open` without an encoding means the same on every machine
+}
+DEFAULTS: Mapping[str, str] = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def environment_facts(extra: Iterable[str] = ()) -> dict[str, str]:
+    """The variables that are set and can change what a step makes, by name, sorted.
+
+    `extra` are the names that a recipe lists for its own code. What only changes the logs is not
+    among them, nor what a worker sees at one fixed value.
+    """
+    return {
+        name: os.environ[name]
+        for name in sorted({*_vendor_names(), *extra})
+        if name in os.environ and name not in FIXED and not _only_logs(name)
+    }
+
+
+def child_environment(extra: Iterable[str] = ()) -> dict[str, str]:
+    """The whole environment of a worker: passed on, listed by the recipe, or fixed here."""
+    names = {*PASSED, *_vendor_names(), *extra, *(n for n in os.environ if n.startswith("LC_"))}
+    passed = {name: os.environ[name] for name in sorted(names) if name in os.environ}
+    return {**DEFAULTS, **passed, **FIXED}
+
+
+def _vendor_names() -> Iterable[str]:
+    return (name for name in os.environ if name.startswith(VENDOR_PREFIXES))
+
+
+def _only_logs(name: str) -> bool:
+    return name.startswith("TF_CPP_") or name.endswith(("_VERBOSE", "_LOG_LEVEL", "_LOGGING"))
