@@ -524,18 +524,22 @@ def test_old_leftovers_go_with_the_next_writer(store: Store, artifact: Path) -> 
     assert young.exists()
 
 
-def _collect_for_ever(root: str) -> None:
+def _collect_for_ever(root: str, ready: Any) -> None:
     store = Store(Path(root))
     while True:
-        store.gc(max_size_bytes=60_000)
+        if store.gc(max_size_bytes=60_000).records:
+            ready.set()
 
 
 def test_collecting_beside_builds_never_breaks_one(store: Store, tmp_path: Path) -> None:
-    collector = _spawn.Process(target=_collect_for_ever, args=(str(store.root),), daemon=True)
+    ready = _spawn.Event()
+    arguments = (str(store.root), ready)
+    collector = _spawn.Process(target=_collect_for_ever, args=arguments, daemon=True)
     collector.start()
-    hits = drops = 0
+    hits = drops = number = 0
     try:
-        for number in range(300):
+        while not ready.is_set() or hits < 200:
+            number += 1
             data = {"model": bytes([number % 5]) * 20_000, "common": b"c" * 10_000}
             source = make(tmp_path / "source", **data)
             record = add(store, source, key(number % 5))
@@ -549,8 +553,7 @@ def test_collecting_beside_builds_never_breaks_one(store: Store, tmp_path: Path)
     finally:
         collector.kill()
         collector.join()
-    assert hits > 0
-    assert hits + drops == 300
+    assert hits + drops == number
     assert store.verify().sound
 
 
@@ -585,7 +588,7 @@ def test_two_processes_add_and_restore_the_same(
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
-def _write_for_ever(folder: str) -> None:
+def _write_for_ever(folder: str, ready: Any) -> None:
     """Add and restore numbered artifacts, in which every file holds the same number."""
     root = Path(folder)
     store, number = Store(root / "store"), random.randrange(10**6)
@@ -596,20 +599,22 @@ def _write_for_ever(folder: str) -> None:
         record = add(store, source, key(number % 7))
         with contextlib.suppress(CorruptBlob):
             store.restore(record, root / "dest")
+        ready.set()
 
 
 def test_kills_at_any_moment_leave_nothing_half(tmp_path: Path) -> None:
     store, chance = Store(tmp_path / "store"), random.Random(7)
-    restored = 0
-    for _ in range(12):
-        writer = _spawn.Process(target=_write_for_ever, args=(str(tmp_path),), daemon=True)
+    restored = midway = 0
+    for _ in range(15):
+        ready = _spawn.Event()
+        arguments = (str(tmp_path), ready)
+        writer = _spawn.Process(target=_write_for_ever, args=arguments, daemon=True)
         writer.start()
-        began = time.monotonic()
-        while not blobs(store) and time.monotonic() - began < 30:
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0.15, 0.4))
+        assert ready.wait(60)
+        time.sleep(chance.uniform(0, 0.02))
         writer.kill()
         writer.join()
+        midway += store.info().leftover_bytes > 0
         assert store.verify().sound
         for number in range(7):
             record = store.find(key(number), nothing)
@@ -619,7 +624,8 @@ def test_kills_at_any_moment_leave_nothing_half(tmp_path: Path) -> None:
                 restored += 1
         if (tmp_path / "dest").exists():
             _assert_one_number(tmp_path / "dest")
-    assert restored > 10
+    assert restored > 15
+    assert midway, "no kill came while something was being written"
     store.gc()
     assert store.info().leftover_bytes == 0
     _age_leftovers(tmp_path)
