@@ -18,6 +18,7 @@ from PIL import Image
 
 from tf2aif.engines import TensorSpec
 from tf2aif.errors import FilesError, StepFailed
+from tf2aif.images import read_image
 from tf2aif.samples import Header, inspect
 from tf2aif.sampleset import cast, read_set
 from tf2aif.sources import Source, is_code_key, plan_sources
@@ -472,6 +473,45 @@ def test_a_function_gives_samples_and_labels(project: Project) -> None:
     assert "a single value" in project.fails("data.py:nothing")
     assert "object" in project.fails("data.py:ragged")
     assert "returned a dict" in project.fails("data.py:named", "data.py:named")
+
+
+# Damage of any kind
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """One small file of each format, as bytes."""
+    folder = tmp_path_factory.mktemp("whole")
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
+    np.save(folder / "a.npy", pixels)
+    np.savez(folder / "b.npz", x=pixels)
+    np.savez_compressed(folder / "c.npz", x=pixels)
+    (folder / "d.tfrecord.gz").write_bytes(gzip.compress(bytes(200)))
+    for ending in ("png", "jpg", "bmp", "gif", "tiff", "webp"):
+        Image.fromarray(pixels).save(folder / f"image.{ending}")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Pillow warns of some damage before it raises for it, and says when metadata alone is damaged.
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_a_fault_and_nothing_else(
+    whole_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(sorted(whole_files)))
+    damaged = bytearray(whole_files[name])
+    place = st.integers(0, len(damaged) - 1)
+    for at, byte in data.draw(st.dictionaries(place, st.integers(0, 255), max_size=5)).items():
+        damaged[at] = byte
+    path = tmp_path_factory.getbasetemp() / f"damaged-{name}"
+    path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+    if name.startswith("image"):
+        with contextlib.suppress(StepFailed):
+            read_image(path, Images(size=(4, 4)))
+    else:
+        sources, _ = plan_sources(f"{path}#x" if "tfrecord" in name else str(path))
+        assert isinstance(inspect(path, sources[""]), Header | list)
 
 
 # Planning and the cheap look

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,17 @@ Shape = tuple[int, ...]
 
 NAN_SCAN_BYTES = 256 * 2**20
 SCANNED_IMAGES = 16
+
+# What numpy lets through for damaged files: of its own, of zipfile, zlib, tokenize and mmap.
+BROKEN_ARRAY = (
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +146,7 @@ def _from_array(values: Array, at: str, names: tuple[str, ...] = ()) -> Samples:
 def _open_npy(path: Path, _: Source) -> Samples:
     try:
         return _from_array(np.load(path, mmap_mode="r", allow_pickle=False), str(path))
-    except (ValueError, EOFError) as error:
+    except BROKEN_ARRAY as error:
         raise StepFailed(f"not a whole .npy file: {error}", at=str(path)) from error
 
 
@@ -146,7 +159,7 @@ def _open_npz(path: Path, source: Source) -> Samples:
                 raise StepFailed("an .npy file under the ending .npz", at=str(path))
             name = _choose_array(arrays.files, source.array, path)
             return _from_array(arrays[name], f"{path}#{name}")
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except BROKEN_ARRAY as error:
         raise StepFailed(f"not a whole .npz file: {error}", at=str(path)) from error
 
 

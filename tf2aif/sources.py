@@ -68,20 +68,24 @@ def plan_sources(data: str | Data, prefix: str = "") -> Planned:
     whole = _as_data(data) if isinstance(data, str) else data
     _check_choice(whole)
     start = f"{prefix}." if prefix else ""
-    extra = {f"{start}file.{index}": path for index, path in enumerate(whole.files)}
-    if whole.function is not None:
-        file, function = whole.function.rsplit(":", 1)
-        key = f"{start}code"
-        source = Source(format="function", input=key, function=function, arguments=whole.arguments)
-        return {"": source}, {key: file, **extra}
-    if whole.path is not None:
-        source, file = _source_of(whole.path, f"{start}data", whole)
-        return {"": source}, {source.input: file, **extra}
-    pairs = {
-        name: _source_of(path, f"{start}data.{name}", whole) for name, path in whole.inputs.items()
-    }
-    files = {source.input: file for source, file in pairs.values()}
-    return {name: source for name, (source, _) in pairs.items()}, {**files, **extra}
+    sources, files = _plan_function(whole, start) if whole.function else _plan_paths(whole, start)
+    return sources, files | {f"{start}file.{i}": path for i, path in enumerate(whole.files)}
+
+
+def _plan_function(data: Data, start: str) -> Planned:
+    file, _, name = str(data.function).rpartition(":")
+    key = f"{start}code"
+    source = Source(format="function", input=key, function=name, arguments=data.arguments)
+    return {"": source}, {key: file}
+
+
+def _plan_paths(data: Data, start: str) -> Planned:
+    paths = data.inputs if data.path is None else {"": data.path}
+    sources, files = {}, {}
+    for name, written in paths.items():
+        key = f"{start}data.{name}" if name else f"{start}data"
+        sources[name], files[key] = _source_of(written, key, data)
+    return sources, files
 
 
 def _as_data(text: str) -> Data:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_records(path: Path) -> Iterator[bytes]:
     try:
         with opener(path, "rb") as stream:
             yield from _records(stream, path)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise StepFailed(f"not a complete gzip file: {error}", at=str(path)) from error
 
 
@@ -151,7 +152,7 @@ def masked_crc32c(data: bytes) -> int:
     """The masked CRC32C of TFRecord framing.
 
     >>> hex(masked_crc32c(b"123456789"))
-    '0xc78e7e2e'
+    '0xc78ab0e5'
     """
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + MASK_DELTA) & FULL
