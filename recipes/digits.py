@@ -24,9 +24,9 @@ def train(epochs: int = 20):  # a Keras model
         [
             keras.Input((8, 8, 1), name="image"),
             layers.Conv2D(6, 3, padding="same", activation="relu"),
-            layers.AveragePooling2D(),
+            layers.AveragePooling2D(2),
             layers.Conv2D(16, 3, padding="same", activation="relu"),
-            layers.AveragePooling2D(),
+            layers.AveragePooling2D(2),
             layers.Flatten(),
             layers.Dense(120, activation="relu"),
             layers.Dense(84, activation="relu"),

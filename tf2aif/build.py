@@ -57,7 +57,7 @@ class Build:
         self.runnable = tuple(name for name in graph.steps if name not in self.missing)
         self.results: dict[str, Result] = {}
         self.failures: dict[str, Tf2aifError] = {}
-        self.listen: Callable[[Event], None] = lambda event: None
+        self.listen: Callable[[Event], None] = lambda _: None
 
     @classmethod
     def load(
@@ -178,9 +178,10 @@ class Build:
         self.failures[name] = error
         self.listen(Event("failed", name, error=error.render()))
         if not isinstance(error, GateFailed):
+            reason = error.faults[0].message.partition("\n")[0]
             for variant in self.graph.variants.values():
                 if name == variant.id or name in self.graph.needs(variant.steps):
-                    write_failure(variant, self.workspace, f"{name}: {error.faults[0].message}")
+                    write_failure(variant, self.workspace, reason)
         return error
 
     def _needs(self, name: str) -> tuple[str, ...]:

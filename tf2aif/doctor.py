@@ -7,7 +7,6 @@ import platform
 from pathlib import Path
 
 from .build import this_platform
-from .engines import engine_module
 from .spec.load import load_targets, pipeline
 from .spec.target import Target
 from .steps import step_module
@@ -37,7 +36,7 @@ def _words(name: str) -> str:
 
 
 def _of_target(target: Target) -> str:
-    needed = {engine_module(target.engine.name).TOOLCHAIN}
+    needed = {target.engine.name}
     for precision in target.precisions:
         needed |= {step_module(use.step).TOOLCHAIN for use in pipeline(target, precision)}
     lacks = sorted({tool.what for name in needed if isinstance(tool := identity(name), Missing)})

@@ -1,13 +1,11 @@
 """Bring one step up to date: look, restore from the store, or run it in a worker and store it.
 
-Nothing that a step writes is visible before it has succeeded: it writes into a scratch folder,
-which goes to the store first and then, in one rename, into `build/`.
+Nothing that a step writes is visible before it has succeeded: it writes into a fresh folder, which
+goes to the store first and then, by renaming, into its place in `build/`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Literal
@@ -15,12 +13,15 @@ from typing import Literal
 import msgspec
 
 from .errors import StepFailed
-from .facts import Facts, explain
-from .freshness import Verdict, assess, declared
+from .facts import Facts, explain, key
+from .folders import fresh_folder
+from .freshness import assess, declared
 from .graph import Step
-from .store import ActionRecord, CorruptBlob
-from .workers import Request, Workers
-from .workspace import Made, Workspace
+from .records import ActionRecord
+from .store import CorruptBlob
+from .worker import Request
+from .workers import Workers
+from .workspace import Workspace
 
 Done = Literal["fresh", "restored", "ran"]
 
@@ -56,30 +57,26 @@ def _make(step: Step, workspace: Workspace, workers: Workers, *, again: bool) ->
     verdict = assess(step, workspace)
     if verdict.record is not None and not again:
         try:
-            _restore(step, verdict.key, verdict.record, workspace)
+            _restore(step, verdict.record, workspace)
         except CorruptBlob:
             return _make(step, workspace, workers, again=False)  # the store has dropped it
         return "restored"
-    _run(step, verdict, workspace, workers)
+    _run(step, workspace, workers)
     return "ran"
 
 
-def _restore(step: Step, key: str, record: ActionRecord, workspace: Workspace) -> None:
+def _restore(step: Step, record: ActionRecord, workspace: Workspace) -> None:
     workspace.store.restore(record, workspace.artifact(step))
-    workspace.note(step, Made(key, record))
+    workspace.note(step, record)
 
 
-def _run(step: Step, verdict: Verdict, workspace: Workspace, workers: Workers) -> None:
+def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
     facts = declared(step, workspace)  # hashed before the step reads them
-    with workspace.scratch() as scratch:
-        out = scratch / "out"
-        out.mkdir()
-        request = request_for(step, workspace, out)
-        log = workspace.log(step)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with machine_lock(workspace, alone=step.alone):
+    log = workspace.log(step)
+    with fresh_folder(workspace.artifact(step)) as out:
+        with workspace.store.lock("machine", shared=not step.alone):  # who measures is alone
             outcome = workers.run(
-                request,
+                request_for(step, workspace, out),
                 log=log,
                 timeout_s=step.limits.timeout_s,
                 memory_mb=step.limits.memory_mb,
@@ -87,23 +84,21 @@ def _run(step: Step, verdict: Verdict, workspace: Workspace, workers: Workers) -
         _look_again(step, facts, workspace)
         if not any(out.iterdir()):
             raise StepFailed(f"{step.id} ended well but wrote nothing", at=str(log))
-        timing = {
-            "wall_s": outcome.wall_s,
-            "cpu_s": outcome.cpu_s,
-            "peak_mb": outcome.peak_mb,
-        }
         record = workspace.store.add(
-            verdict.key,
+            key(facts),
             out,
             step=step.id,
             kind=step.kind,
             facts=facts,
             observed=outcome.observed,
             result=outcome.result,
-            timing=timing,
+            timing={
+                "wall_s": outcome.wall_s,
+                "cpu_s": outcome.cpu_s,
+                "peak_mb": outcome.peak_mb,
+            },
         )
-        place(out, workspace.artifact(step), scratch)
-        workspace.note(step, Made(verdict.key, record))
+    workspace.note(step, record)
 
 
 def request_for(step: Step, workspace: Workspace, out: Path) -> Request:
@@ -124,11 +119,6 @@ def request_for(step: Step, workspace: Workspace, out: Path) -> Request:
     )
 
 
-def machine_lock(workspace: Workspace, *, alone: bool):  # type: ignore[no-untyped-def]
-    """Held by every step that runs; a step that measures time holds it alone."""
-    return workspace.store.lock("machine", shared=not alone)
-
-
 def _look_again(step: Step, before: Facts, workspace: Workspace) -> None:
     """An input that changed while the step read it: nobody knows what it made."""
     try:
@@ -141,12 +131,3 @@ def _look_again(step: Step, before: Facts, workspace: Workspace) -> None:
             at="; ".join(change.render() for change in changes),
             hint="build again",
         )
-
-
-def place(out: Path, dest: Path, scratch: Path) -> None:
-    """Put a folder in place of an old one. Between the two renames it is missing, never mixed."""
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(dest):
-        os.replace(dest, scratch / "old")
-    os.replace(out, dest)
-    shutil.rmtree(scratch / "old", ignore_errors=True)

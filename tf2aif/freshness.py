@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -24,11 +24,12 @@ from .facts import Facts, Value, explain, flatten, key
 from .graph import Graph, Step
 from .store import ActionRecord, OutputFile
 from .toolchains import Missing, environment_facts, identity
-from .workers import current_value
+from .observed import current_value
 from .workspace import Workspace
 
 SCHEMA = 1  # of the facts themselves: raised when their meaning changes
 
+Current = Callable[[str], Value]  # the present value of an observed fact, by its name
 State = Literal["fresh", "stored", "stale", "waiting", "missing"]
 
 
@@ -94,12 +95,12 @@ def assess(step: Step, workspace: Workspace, artifacts: Mapping[str, str] | None
     def current(name: str) -> Value:
         return current_value(name, Path(step.folder), workspace.stats)
 
-    if made and made.key == base and _observed(made.record, current) == made.record.observed:
-        if _stands(workspace.artifact(step), made.record, workspace):
-            return Verdict(state="fresh", key=base, facts=facts, record=made.record)
+    if made and made.key == base and _observed(made, current) == made.observed:
+        if _stands(workspace.artifact(step), made, workspace):
+            return Verdict(state="fresh", key=base, facts=facts, record=made)
         reasons: tuple[str, ...] = ("its output was changed or removed",)
     else:
-        reasons = _reasons(made.record if made else None, facts, current)
+        reasons = _reasons(made, facts, current)
     record = workspace.store.find(base, current)
     state: State = "stored" if record else "stale"
     return Verdict(state=state, reasons=reasons, key=base, facts=facts, record=record)
@@ -154,8 +155,7 @@ def machine_facts() -> Facts:
     return {"machine.cpu": model, "machine.cores": len(os.sched_getaffinity(0))}
 
 
-def _observed(record: ActionRecord, current: object) -> Facts:
-    assert callable(current)
+def _observed(record: ActionRecord, current: Current) -> Facts:
     return {name: current(name) for name in record.observed}
 
 
@@ -166,7 +166,7 @@ def _stands(folder: Path, record: ActionRecord, workspace: Workspace) -> bool:
         return False
 
 
-def _reasons(before: ActionRecord | None, facts: Facts, current: object) -> tuple[str, ...]:
+def _reasons(before: ActionRecord | None, facts: Facts, current: Current) -> tuple[str, ...]:
     if before is None:
         return ("it has not run here yet",)
     after = {**facts, **_observed(before, current)}

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from .engines import engine_module
 from .errors import Fault, FilesError, Tf2aifError
 from .facts import key
 from .sources import Source, is_code_key, plan_sources
@@ -222,7 +221,7 @@ class _Planner:
         return step_id
 
     def _path(self, written: str) -> str:
-        return os.path.normpath(os.path.join(self.folder, os.path.expanduser(written)))
+        return os.path.normpath(os.path.join(self.folder, written))
 
     def _paths(self, written: Mapping[str, str]) -> dict[str, str]:
         return {name: self._path(path) for name, path in written.items()}
@@ -346,7 +345,7 @@ class _Planner:
         return self._add(
             f"check-{label}",
             "check",
-            toolchain=engine_module(engine).TOOLCHAIN,
+            toolchain=engine,  # a toolchain has the name of its engine
             options={
                 "engine": engine,
                 "engine_options": dict(engine_options),
@@ -390,8 +389,9 @@ def _no_calibration(loaded: LoadedRecipe, target: str, precision: str) -> Tf2aif
     return FilesError(
         [
             Fault(
-                f"variant {loaded.name}/{target}-{precision} needs a calibration set, and the recipe names none",
-                at=str(loaded.path),
+                f"variant {loaded.name}/{target}-{precision} needs a calibration set, "
+                "and the recipe names none",
+                at=loaded.at("targets"),
                 hint="add 'calibration: {data: FILE, samples: 200}', "
                 "or 'calibration: random' for an untrained model",
             )

@@ -50,7 +50,7 @@ def watched(build: Build, recipes: Iterable[str]) -> list[str]:
     for step in build.graph.steps.values():
         made = space.made(step.id)
         paths += [*step.files.values(), str(space.artifact(step))]
-        observed = made.record.observed if made else {}
+        observed = made.observed if made else {}
         kinds = ("module.", "file.")
         paths += [
             os.path.join(step.folder, n.partition(".")[2]) for n in observed if n.startswith(kinds)

@@ -19,13 +19,14 @@ import msgspec
 
 from .digest import digest_tree, list_tree
 from .errors import GateFailed
-from .execute import place, request_for
+from .execute import request_for
 from .facts import Facts, key
+from .folders import fresh_folder
 from .freshness import artifact_digest
 from .graph import Graph, Step, Variant
-from .store import ActionRecord, OutputFile
+from .records import ActionRecord, OutputFile
 from .toolchains import Missing
-from .workspace import Made, Workspace, write_atomically
+from .workspace import Workspace, write_atomically
 
 SCHEMA = 1
 
@@ -94,7 +95,7 @@ def variant_facts(
         made = workspace.made(name)
         if made is None:
             return None
-        facts[f"step.{name}"] = [made.key, artifact_digest(made.record.outputs)]
+        facts[f"step.{name}"] = [made.key, artifact_digest(made.outputs)]
     return facts
 
 
@@ -111,7 +112,7 @@ def is_current(variant: Variant, graph: Graph, workspace: Workspace, missing: Mi
     if facts is None or made is None or made.key != key(facts):
         return False
     try:
-        return list_tree(workspace.variant(variant.id), workspace.stats) == made.record.outputs
+        return list_tree(workspace.variant(variant.id), workspace.stats) == made.outputs
     except FileNotFoundError:
         return False
 
@@ -140,8 +141,10 @@ def _note(variant: Variant, graph: Graph, workspace: Workspace, missing: Missing
     """Remember what the folder was made from, and its bytes."""
     facts = variant_facts(variant, graph, workspace, missing) or {}
     outputs = list_tree(workspace.variant(variant.id), workspace.stats)
-    record = ActionRecord(step=variant.id, kind="variant", facts=facts, outputs=outputs)
-    workspace.note(_sidecar(variant), Made(key(facts), record))
+    record = ActionRecord(
+        key=key(facts), step=variant.id, kind="variant", facts=facts, outputs=outputs
+    )
+    workspace.note(_sidecar(variant), record)
 
 
 def write_failure(
@@ -149,11 +152,8 @@ def write_failure(
 ) -> None:
     """Say that the variant failed; the artifact of an earlier build does not stay behind."""
     record = record or _bare(variant, "failed", reason)
-    with workspace.scratch() as scratch:
-        out = scratch / "variant"
-        out.mkdir()
+    with fresh_folder(workspace.variant(variant.id)) as out:
         (out / "variant.json").write_bytes(_pretty(record))
-        place(out, workspace.variant(variant.id), scratch)
 
 
 def read_record(folder: Path) -> VariantRecord | None:
@@ -171,19 +171,16 @@ def write_bundle(
     steps = [name for name in graph.needs(variant.steps) if name in missing]
     tool = missing[steps[0]]
     record = _bare(variant, "bundled", f"{tool.what} is not here: {tool.hint}")
-    with workspace.scratch() as scratch:
-        out = scratch / "variant"
-        out.mkdir()
+    with fresh_folder(workspace.variant(variant.id)) as out:
         _pack(out, graph, workspace, steps)
         (out / "variant.json").write_bytes(_pretty(record))
-        place(out, workspace.variant(variant.id), scratch)
     _note(variant, graph, workspace, missing)
     return record
 
 
-def _record(variant: Variant, made: dict[str, Made]) -> VariantRecord:
-    artifact = made[variant.artifact].record
-    check = made[variant.check].record.result
+def _record(variant: Variant, made: dict[str, ActionRecord]) -> VariantRecord:
+    artifact = made[variant.artifact]
+    check = made[variant.check].result
     accuracy = _accuracy(variant, check)
     lost = accuracy.drop > variant.allowed_drop
     reason = (
@@ -199,7 +196,7 @@ def _record(variant: Variant, made: dict[str, Made]) -> VariantRecord:
         files=artifact.outputs,
         accuracy=accuracy,
         outputs=check["outputs"],
-        latency=made[variant.latency].record.result if variant.latency else None,
+        latency=made[variant.latency].result if variant.latency else None,
         steps={name: _step_record(m) for name, m in made.items()},
     )
 
@@ -246,12 +243,11 @@ def _state(variant: Variant) -> State:
     return "verified-on-device" if variant.latency else "built"
 
 
-def _step_record(made: Made) -> StepRecord:
-    record = made.record
+def _step_record(record: ActionRecord) -> StepRecord:
     prefixes = ("toolchain.", "environment.", "machine.")
     tool = {n: v for n, v in record.facts.items() if n.startswith(prefixes)}
     return StepRecord(
-        key=made.key,
+        key=record.key,
         artifact=artifact_digest(record.outputs),
         toolchain={**tool, **record.observed},
         timing=record.timing,
@@ -262,13 +258,11 @@ def _write_folder(
     variant: Variant, graph: Graph, workspace: Workspace, record: VariantRecord
 ) -> None:
     steps = graph.needs(variant.steps)
-    with workspace.scratch() as scratch:
-        out = scratch / "variant"
+    with fresh_folder(workspace.variant(variant.id)) as out:
         shutil.copytree(workspace.artifact(variant.artifact), out / "artifact")
         (out / "variant.json").write_bytes(_pretty(record))
         (out / "log.txt").write_text(_logs(steps, workspace), encoding="utf-8")
         _write_rerun(out / "rerun", steps, graph, workspace)
-        place(out, workspace.variant(variant.id), scratch)
 
 
 def _logs(steps: Iterable[str], workspace: Workspace) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .record import VariantRecord
 
@@ -25,14 +25,21 @@ def variants_table(
 ) -> str:
     """One line a variant, and below it why where it failed or is a bundle."""
     old = frozenset(stale)
-    rows, notes = [], []
+    rows: list[tuple[str, ...]] = []
+    notes: dict[str, list[str]] = {}
     for name, record in records:
         rows.append(_row(name, record, name in old))
-        if record is not None and record.reason:
-            notes.append(f"{name} is {record.state}: {record.reason}")
-        if record is not None and record.calibration == "random":
-            notes.append(f"{name} was calibrated with random data: its accuracy says nothing")
-    return "\n".join([align(HEADER, rows), *(["", *notes] if notes else [])])
+        for note in _notes(record):
+            notes.setdefault(note, []).append(name)
+    below = [f"{note}\n    {', '.join(names)}" for note, names in notes.items()]
+    return "\n".join([align(HEADER, rows), *(["", *below] if below else [])])
+
+
+def _notes(record: VariantRecord | None) -> Iterator[str]:
+    if record is not None and record.reason:
+        yield f"{record.state}: {record.reason}"
+    if record is not None and record.calibration == "random":
+        yield "calibrated with random data, so the accuracy says nothing:"
 
 
 def _row(name: str, record: VariantRecord | None, stale: bool) -> tuple[str, ...]:

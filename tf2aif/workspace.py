@@ -9,7 +9,6 @@ build/.tf2aif/                       the stat cache, scratch folders, locks, doi
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,17 +20,9 @@ import msgspec
 
 from .digest import StatCache
 from .graph import Step
-from .store import ActionRecord, Store
-
-
-class Made(msgspec.Struct, frozen=True):
-    """What a step's artifact in `build/` was made from."""
-
-    key: str
-    record: ActionRecord
-
-
-_decode = msgspec.json.Decoder(Made).decode
+from .locks import locked
+from .records import ActionRecord, decode, encode
+from .store import Store
 
 
 class Workspace:
@@ -65,46 +56,25 @@ class Workspace:
         """The folder of a variant, by its id `recipe/variant`."""
         return self.build / variant
 
-    def made(self, step: Step | str) -> Made | None:
+    def made(self, step: Step | str) -> ActionRecord | None:
         """What the step's artifact here was made from; None where that is not known."""
         try:
-            return _decode(self._state(step).read_bytes())
+            return decode(self._state(step).read_bytes())
         except (OSError, msgspec.DecodeError):
             return None
 
-    def note(self, step: Step | str, made: Made) -> None:
+    def note(self, step: Step | str, record: ActionRecord) -> None:
         """Remember what the step's artifact was made from."""
-        write_atomically(self._state(step), msgspec.json.encode(made))
-
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A fresh folder beside what it will become; gone afterwards, whatever happened."""
-        parent = self.private / "scratch"
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        write_atomically(self._state(step), encode(record))
 
     @contextmanager
     def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
         """One holder at a time in this tree (or any number of shared ones), over all processes."""
-        folder = self.private / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / name.replace("/", "%"), shared=shared):
+        with locked(self.private / "locks" / name.replace("/", "%"), shared=shared):
             yield
 
     def _state(self, step: Step | str) -> Path:
         return self.artifact(step).with_name(f"{_split(step)[1]}.json")
-
-
-@contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock file; the kernel lets go of it when the process ends, however it ends."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
