@@ -221,7 +221,7 @@ def test_a_float_variant_agrees_with_its_source(made: Made, tmp_path: Path, arti
 def test_an_int8_variant_differs_a_little(made: Made, tmp_path: Path, artifact: str) -> None:
     result = made.check(tmp_path, artifact)
     assert abs(result["drop"]) <= 2 / 37
-    assert result["drop"] == result["source"] - result["variant"]
+    assert result["drop"] == pytest.approx(result["source"] - result["variant"], abs=1e-12)
     assert 1e-4 < result["outputs"]["y"]["worst"] < 0.1
     assert result["outputs"]["y"]["cosine"] > 0.99
 
@@ -244,7 +244,8 @@ def test_the_source_s_answers_stand_in_for_labels(made: Made, tmp_path: Path) ->
     assert (result["source"], result["variant"], result["labels"]) == (1.0, 1.0, False)
     result = made.check(tmp_path, "model-int8", evaluation="unlabelled", metric="mse")
     assert result["source"] == 0.0
-    assert result["drop"] == result["variant"] > 0
+    assert result["drop"] == pytest.approx(result["variant"])
+    assert result["drop"] > 0
     result = made.check(tmp_path, "model-int8", evaluation="unlabelled", metric="cosine")
     assert result["drop"] == pytest.approx(1 - result["outputs"]["y"]["cosine"], abs=1e-9)
 
@@ -269,7 +270,7 @@ def test_a_user_s_metric(made: Made, tmp_path: Path) -> None:
         "loss.higher_is_better = False\n"
     )
     result = made.check(tmp_path, "model-int8", metric="function:loss", metric_file="loss.py")
-    assert result["drop"] == result["variant"] - result["source"]
+    assert result["drop"] == pytest.approx(result["variant"] - result["source"], rel=1e-9)
 
 
 def test_the_scored_output_is_chosen(made: Made, tmp_path: Path) -> None:
@@ -305,6 +306,17 @@ def test_differences_follow_their_definitions() -> None:
     assert check.compare(np.array([[0]], np.uint8), np.array([[255]], np.uint8)).worst == 255
 
 
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_a_drop_is_as_people_write_it(source: int, variant: int) -> None:
+    outputs = {"y": np.eye(2)[(np.arange(1000) >= variant).astype(int)]}
+    reference = {"y": np.eye(2)[(np.arange(1000) >= source).astype(int)]}
+    job = Job(step="s", kind="check", options={}, inputs={}, out=Path())
+    options = check.Options(engine="litert", metric="top-1")
+    labels = np.zeros(1000, np.int64)
+    found = check._score(job, options, outputs, reference, labels)
+    assert found == (source / 1000, variant / 1000, (source - variant) / 1000)
+
+
 # Latency
 
 
@@ -332,7 +344,7 @@ def test_a_tiny_model_is_faster_without_tensorflow(
 def test_tensorflow_is_as_fast_as_itself(made: Made, tmp_path: Path) -> None:
     job = made.job(tmp_path, "latency", {"engine": "tensorflow"}, artifact="model", model="model")
     result = latency.run(job)
-    assert 0.7 < result["speedup"] < 1.4
+    assert 0.5 < result["speedup"] < 2.0
 
 
 def test_engines_with_different_batches_are_not_compared(made: Made, tmp_path: Path) -> None:
@@ -350,7 +362,7 @@ def test_the_measured_ratio_is_that_of_the_sleeps() -> None:
     )
     assert len(first) == len(second) == latency.MIN_ROUNDS
     ratio, low, high = latency.speed_up(first, second)
-    assert 2.0 < low <= ratio <= high < 3.5
+    assert 1.5 < low <= ratio <= high < 4.0
     assert (ratio, low, high) == latency.speed_up(first, second)
 
 

@@ -537,6 +537,10 @@ def test_planning_names_files_and_keeps_what_the_recipe_wrote() -> None:
         ("x.npy#a", "'#a' has no meaning for npy data"),
         ("x.tfrecord", "needs the name of a feature"),
         (Data(), "found none of them"),
+        (Data(path="x.npy", shape=[2]), "`shape` has no meaning for npy data"),
+        (Data(path="x.npy", images=Images(size=(2, 2))), "`images` has no meaning"),
+        (Data(function="f.py:g", dtype="int8"), "`dtype` has no meaning for function data"),
+        (Data(path="x.npz#a", arguments={"n": 1}), "`arguments` has no meaning"),
         (Data(path="x.npy", function="f.py:g"), "found path and function"),
     ],
 )

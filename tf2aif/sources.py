@@ -7,7 +7,7 @@ Pure and light: planning calls this, so nothing here reads a file or imports num
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -69,6 +69,7 @@ def plan_sources(data: str | Data, prefix: str = "") -> Planned:
     _check_choice(whole)
     start = f"{prefix}." if prefix else ""
     sources, files = _plan_function(whole, start) if whole.function else _plan_paths(whole, start)
+    _check_used(whole, {source.format for source in sources.values()})
     return sources, files | {f"{start}file.{i}": path for i, path in enumerate(whole.files)}
 
 
@@ -99,6 +100,26 @@ def _check_choice(data: Data) -> None:
     if len(given) != 1:
         found = " and ".join(given) if given else "none of them"
         raise FilesError([Fault(f"data needs one of path, function or inputs; found {found}")])
+
+
+FIELDS: dict[str, tuple[Format, ...]] = {
+    "images": ("images", "tfrecord"),
+    "dtype": ("tfrecord",),
+    "shape": ("tfrecord",),
+    "arguments": ("function",),
+    "files": ("function",),
+}
+"""Field of `Data` -> the formats that it has a meaning for."""
+
+
+def _check_used(data: Data, formats: set[Format]) -> None:
+    faults = [
+        Fault(f"`{field}` has no meaning for {' and '.join(sorted(formats))} data")
+        for field, meant in FIELDS.items()
+        if getattr(data, field) and formats.isdisjoint(meant)
+    ]
+    if faults:
+        raise FilesError(faults)
 
 
 def _source_of(written: str, key: str, data: Data) -> tuple[Source, str]:
@@ -138,6 +159,3 @@ def format_of(path: str, *, folder_of_images: bool = False) -> Format:
 def is_code_key(key: str) -> bool:
     """Whether a key of `Job.inputs` is that of a function's file."""
     return key == "code" or key.endswith(".code")
-
-
-FORMATS: tuple[str, ...] = get_args(Format)
