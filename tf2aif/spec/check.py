@@ -43,22 +43,20 @@ def check(paths: Sequence[Path], project: Path) -> list[Fault]:
     there = [path for path in given if paths or path.is_dir()]
     if not there:
         hint = "`tf2aif init MODEL` writes a recipe for a model"
-        return [Fault("no recipes/ and no targets/ here", str(project), hint)]
-    files, faults = read_files([], project)
+        return [Fault("no recipes/ and no targets/ in this folder", hint=hint)]
+    files, faults = read_files([], project)  # the targets that the project has
     recipes: list[LoadedRecipe] = []
-    targets, broken = dict(files.targets), set(files.broken)
-    own = {one.path.resolve() for one in targets.values()}
-    for path in _all_below(there, project, faults):
+    targets = dict(files.targets)
+    for path in _yaml_files(there, project, faults):
         try:
             if _is_target(path, project):
-                if path.resolve() not in own and path.stem not in broken:
-                    targets[path.stem] = load_target(path, shown(path, project))
+                targets[path.stem] = load_target(path, shown(path, project))
             else:
                 recipes.append(load_recipe(path, shown(path, project)))
         except FilesError as error:
             faults += error.faults
     faults += duplicate_names(recipes)
-    faults += check_files(Files(tuple(recipes), targets, frozenset(broken)))
+    faults += check_files(Files(tuple(recipes), targets, files.broken))
     return in_order(faults)
 
 
@@ -91,16 +89,18 @@ def in_order(faults: Iterable[Fault]) -> list[Fault]:
     return sorted(dict.fromkeys(faults), key=place)
 
 
-def _all_below(paths: Iterable[Path], project: Path, faults: list[Fault]) -> Iterator[Path]:
+def _yaml_files(paths: Iterable[Path], project: Path, faults: list[Fault]) -> Iterator[Path]:
+    """The files given, each once, without those in the project's `targets/`: they were read."""
     seen: set[Path] = set()
     for path in paths:
         below = sorted(yaml_below(path)) if path.is_dir() else [path]
         if not below:
             faults.append(Fault("no recipe and no target in this folder", shown(path, project)))
         for one in below:
-            if one.resolve() not in seen:
-                seen.add(one.resolve())
+            real = one.resolve()
+            if real not in seen and real.parent != (project / "targets").resolve():
                 yield one
+            seen.add(real)
 
 
 def _is_target(path: Path, project: Path) -> bool:

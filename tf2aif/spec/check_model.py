@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 import numpy as np
 
 from ..engines import TensorSpec
 from ..errors import Fault, FilesError
+from ..steps.import_model import stable_names
 from .files import missing_file, resolve
 from .load import LoadedRecipe
 from .model_header import ModelHeader, Shape, Signature, Tensor, read_header
@@ -18,27 +19,21 @@ from .words import nearest
 
 
 class KnownModel(msgspec.Struct, frozen=True):
-    """The signature that a recipe uses, as the recipe closes it."""
+    """The signature that a recipe uses, as the import step will make it of the model."""
 
-    signature: Signature
-    model: Model
+    inputs: tuple[Tensor, ...]
+    """One sample of each input: shapes are without the batch axis."""
+
+    outputs: tuple[Tensor, ...]
     exact_names: bool
     """Whether the import step keeps these names; of a Keras model it may give others."""
 
-    def sample_shape(self, name: str) -> Shape | None:
-        """The shape of one sample of an input, None where it is not known."""
-        if name in self.model.inputs:
-            return tuple(self.model.inputs[name])
-        shape = next((t.shape for t in self.signature.inputs if t.name == name), None)
-        return shape if shape is None or self.model.batch == "none" else shape[1:]
 
-    def sample_spec(self, name: str) -> TensorSpec | None:
-        """One sample of an input, None where its shape or dtype is not known."""
-        dtype = next((t.dtype for t in self.signature.inputs if t.name == name), None)
-        shape = self.sample_shape(name)
-        if shape is None or dtype is None or not _is_numpy(dtype):
-            return None
-        return TensorSpec(name=name, dtype=dtype, shape=shape)
+def spec_of(tensor: Tensor) -> TensorSpec | None:
+    """A tensor as `sampleset.fit` wants it, None where its shape or dtype is not known."""
+    if tensor.shape is None or tensor.dtype is None or not _is_numpy(tensor.dtype):
+        return None
+    return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape)
 
 
 def check_model(loaded: LoadedRecipe) -> tuple[KnownModel | None, list[Fault]]:
@@ -86,45 +81,82 @@ def _choose(loaded: LoadedRecipe, header: ModelHeader) -> tuple[KnownModel | Non
         at = loaded.at("model", "signature")
         hint = nearest(name, header.signatures)
         return None, [Fault(f"the model has no signature '{name}'", at, hint)]
-    known = KnownModel(header.signatures[name], model, exact)
-    faults = list(_input_faults(loaded, known)) + list(_output_faults(loaded, known))
-    return known, faults
+    signature = header.signatures[name]
+    names = stable_names(tensor.name for tensor in signature.inputs)
+    faults = _unknown_inputs(loaded, names) if exact else []
+    inputs = []
+    for tensor in signature.inputs:
+        renamed = msgspec.structs.replace(tensor, name=names[tensor.name])
+        asked = model.inputs.get(tensor.name, model.inputs.get(renamed.name))
+        faults += _shape_faults(loaded, renamed, asked, exact)
+        inputs.append(_close(renamed, asked, model))
+    faults += _output_faults(loaded, signature) if exact else []
+    return KnownModel(tuple(inputs), signature.outputs, exact), faults
 
 
-def _input_faults(loaded: LoadedRecipe, known: KnownModel) -> Iterator[Fault]:
-    """Shapes that the recipe states and the model does not have; what stays open for random."""
-    inputs = {tensor.name: tensor for tensor in known.signature.inputs}
-    for name, shape in known.model.inputs.items():
-        at = loaded.at("model", "inputs", name)
-        if name in inputs:
-            yield from _shape_faults(inputs[name], shape, known, at)
-        elif known.exact_names:
-            yield Fault(f"the model has no input '{name}'", at, nearest(name, inputs))
-    if loaded.recipe.calibration == "random":
-        for name in inputs:
-            shape_now = known.sample_shape(name)
-            if shape_now is not None and None in shape_now:
-                message = f"random samples need a shape, and input '{name}' leaves it open"
-                yield Fault(message, loaded.at("calibration"), "state it in model.inputs")
+def _unknown_inputs(loaded: LoadedRecipe, names: Mapping[str, str]) -> list[Fault]:
+    """Inputs that the recipe names and the model does not have, under neither of their names."""
+    there = dict.fromkeys([*names.values(), *names])
+    return [
+        Fault(
+            f"the model has no input '{name}'",
+            loaded.at("model", "inputs", name),
+            nearest(name, there),
+        )
+        for name in loaded.recipe.model.inputs
+        if name not in there
+    ]
 
 
-def _shape_faults(tensor: Tensor, stated: list[int], known: KnownModel, at: str) -> Iterator[Fault]:
-    if tensor.shape is None:
+def _close(tensor: Tensor, asked: list[int] | None, model: Model) -> Tensor:
+    """One sample of an input, its shape as the recipe closes it."""
+    own = tensor.shape[1:] if tensor.shape and model.batch != "none" else tensor.shape
+    closed = asked is not None and (own is None or _agree(own, asked))
+    return msgspec.structs.replace(tensor, shape=tuple(asked or ()) if closed else own)
+
+
+def _shape_faults(
+    loaded: LoadedRecipe, tensor: Tensor, asked: list[int] | None, exact: bool
+) -> Iterator[Fault]:
+    """What the import step would refuse in an input's shape."""
+    model, name, shape = loaded.recipe.model, tensor.name, tensor.shape
+    wanted = f"give its shape without the batch axis: `inputs: {{{name}: [...]}}`"
+    if shape is None:
+        if asked is None and exact:
+            message = f"the model leaves the number of axes of input '{name}' open"
+            yield Fault(message, loaded.at("model"), wanted)
         return
-    own = tensor.shape if known.model.batch == "none" else tensor.shape[1:]
-    fits = len(own) == len(stated) and all(
-        size in (None, wanted) for size, wanted in zip(own, stated, strict=True)
+    own = shape if model.batch == "none" or not shape else shape[1:]
+    if asked is not None:
+        if not _agree(own, asked):
+            hint = "leave the batch axis out" if len(asked) == len(own) + 1 else ""
+            message = f"input '{name}' has the shape {render(own)} in the model"
+            yield Fault(message, loaded.at("model", "inputs", name), hint)
+    elif model.batch != "none" and None in own:
+        message = f"input '{name}' has the shape {render(shape)}: the model leaves an axis open"
+        yield Fault(message, loaded.at("model"), wanted)
+    fixed = None if model.batch == "free" else model.batch
+    if model.batch != "none" and shape and shape[0] not in (None, fixed):
+        message = f"the model fixes the batch of input '{name}' to {shape[0]}"
+        hint = f"say `batch: {shape[0]}`, or `batch: none` where its first axis is no batch"
+        yield Fault(message, loaded.at("model", "batch"), hint)
+
+
+def _agree(own: Shape, asked: list[int]) -> bool:
+    return len(own) == len(asked) and all(
+        size in (None, wanted) for size, wanted in zip(own, asked, strict=True)
     )
-    if not fits:
-        hint = "leave the batch axis out" if len(stated) == len(own) + 1 else ""
-        there = ", ".join("any" if size is None else str(size) for size in own)
-        yield Fault(f"input '{tensor.name}' has the shape ({there}) in the model", at, hint)
 
 
-def _output_faults(loaded: LoadedRecipe, known: KnownModel) -> Iterator[Fault]:
+def render(shape: Shape) -> str:
+    """A shape as faults say it: `(any, 28, 28)`."""
+    return f"({', '.join('any' if size is None else str(size) for size in shape)})"
+
+
+def _output_faults(loaded: LoadedRecipe, signature: Signature) -> Iterator[Fault]:
     evaluation = loaded.recipe.evaluation
-    outputs = [tensor.name for tensor in known.signature.outputs]
-    if evaluation is None or not outputs or not known.exact_names:
+    outputs = [tensor.name for tensor in signature.outputs]
+    if evaluation is None or not outputs:
         return
     if evaluation.output is None:
         if len(outputs) > 1:

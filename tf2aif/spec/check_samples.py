@@ -16,7 +16,7 @@ from ..errors import Fault, StepFailed
 from ..samples import Header, inspect
 from ..sampleset import fit
 from ..sources import Source
-from .check_model import KnownModel
+from .check_model import KnownModel, spec_of
 from .document import Key
 from .files import missing_file, resolve
 from .load import LoadedRecipe
@@ -85,7 +85,7 @@ class _Check:
         headers: dict[str, Header] = {}
         gone = {name for name, path in files.items() if self._is_missing(path, at, faults)}
         for name, source in sources.items():
-            if source.input in gone:
+            if source.input in gone or source.format == "random":
                 continue
             found = self._inspect(source, files[source.input], at)
             if isinstance(found, Header):
@@ -118,18 +118,18 @@ class _Check:
         self, model: KnownModel, spec: str | Data, headers: dict[str, Header], at: str
     ) -> Iterator[Fault]:
         """Whether the samples have the names, shapes and dtypes of the model's inputs."""
-        inputs = {tensor.name: tensor for tensor in model.signature.inputs}
+        inputs = {tensor.name: tensor for tensor in model.inputs}
         sources, _ = planned(spec)
         if any(source.format == "function" for source in sources.values()) or not inputs:
             return  # a function may give samples by name: what it returns is not known
         if set(headers) == {""} and len(inputs) == 1:
-            yield from _fit_one(headers[""], model.sample_spec(next(iter(inputs))), at)
+            yield from _fit_one(headers[""], spec_of(*model.inputs), at)
             return
         if not model.exact_names:
             return
         yield from _name_faults(headers, inputs, at)
         for name in (name for name in headers if name in inputs):
-            yield from _fit_one(headers[name], model.sample_spec(name), at)
+            yield from _fit_one(headers[name], spec_of(inputs[name]), at)
 
 
 def _name_faults(

@@ -209,13 +209,8 @@ def _check_keys(key: Key, node: Any) -> Iterator[_Found]:
             continue
         text, line = name.value, _line(name)
         if name.tag != _TAG + "str":
-            kind = name.tag.removeprefix(_TAG)
-            yield (
-                f"key {text} is read as {kind}",
-                line,
-                (*key, text),
-                f'write it in quotes: "{text}"',
-            )
+            hint = f'write it in quotes: "{text}"'
+            yield f"key {text or 'with no name'} is not text", line, (*key, text), hint
         if text in seen:
             hint = f"it stands in line {seen[text]} too: keep one of them"
             yield f"duplicate key '{text}'", line, (*key, text), hint
@@ -257,7 +252,9 @@ def _syntax_fault(error: yaml.YAMLError, text: str, shown: str) -> Fault:
     content = text.splitlines()[mark.line : mark.line + 1]
     if content and content[0][: mark.column + 1].strip(" ").startswith("\t"):
         return Fault("a tab where YAML wants spaces", place(shown, mark.line + 1), "use spaces")
-    problem = getattr(error, "problem", None) or "not YAML"
+    problem = str(getattr(error, "problem", None) or error)
+    if "another document" in problem:
+        return Fault("more than one document", place(shown, mark.line + 1), "keep one of them")
     hint = ""
     if "mapping values are not allowed" in problem:
         hint = "a text with ': ' in it needs quotes"

@@ -9,6 +9,8 @@ from ..errors import Fault
 from .load import LoadedRecipe
 from .words import nearest_or_none
 
+_FROM = "paths are relative to the recipe's own folder"
+
 
 def resolve(loaded: LoadedRecipe, written: str) -> Path:
     """A path as a recipe writes it: from the recipe's own folder."""
@@ -24,10 +26,9 @@ def missing_file(loaded: LoadedRecipe, written: str, at: str) -> list[Fault]:
         return [Fault(f"'{written}' is a link to nothing", at, f"it says {path.readlink()}")]
     parent = path.parent
     if not parent.is_dir():
-        hint = f"there is no folder {parent}; paths are relative to the recipe's own folder"
+        hint = f"there is no folder '{os.path.dirname(written)}'; {_FROM}"
         return [Fault(f"no file or folder '{written}'", at, hint)]
     close = nearest_or_none(path.name, sorted(os.listdir(parent)))
-    hint = f"paths are relative to the recipe's own folder, {loaded.folder}"
     return [
-        Fault(f"no file or folder '{written}'", at, f"did you mean '{close}'?" if close else hint)
+        Fault(f"no file or folder '{written}'", at, f"did you mean '{close}'?" if close else _FROM)
     ]

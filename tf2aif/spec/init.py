@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import Fault, FilesError
+from .check_model import render
 from .load import load_targets, pipeline
 from .model_header import ModelHeader, Shape, Signature, Tensor, read_header
 from .recipe import FUNCTION, NAME
@@ -61,10 +62,7 @@ def _header_lines(header: ModelHeader | None) -> Iterator[str]:
 
 
 def _sizes(shape: Shape | None) -> str:
-    if shape is None:
-        return ", shape unknown"
-    sizes = ", ".join("any" if size is None else str(size) for size in shape)
-    return f", shape ({sizes})"
+    return ", shape unknown" if shape is None else f", shape {render(shape)}"
 
 
 def _name_lines(dest: Path) -> Iterator[str]:
@@ -79,7 +77,12 @@ def _model_lines(written: str, key: str, header: ModelHeader | None) -> Iterator
     if header and header.signatures and header.default() is None:
         first, *others = header.signatures
         yield f"  signature: {_quoted(first)}  # or: {', '.join(others)}"
-    yield "  # batch: free  # by default 1; 'free' keeps the batch axis open, 'none': there is none"
+    batches = {t.shape[0] if t.shape else None for t in _signature(header).inputs} - {None, 1}
+    if batches:
+        fixed = batches.pop() if len(batches) == 1 else "none"
+        yield f"  batch: {fixed}  # the model fixes it"
+    else:
+        yield "  # batch: free  # by default 1; 'free' keeps the axis open, 'none': there is none"
     still_open = [tensor for tensor in _signature(header).inputs if None in _sample(tensor)]
     if still_open:
         yield "  # the model leaves these sizes open: say them, without the batch axis"

@@ -64,9 +64,13 @@ def load_project(recipe_paths: Sequence[Path], project: Path) -> Project:
     """Read recipes (files, or folders of them) and all targets.
 
     `project` is the folder whose `targets/` adds to and overrides the packaged ones. Raises
-    FilesError with all faults of all files.
+    FilesError with all faults of all files, and of what does not fit between them; what they name
+    outside (models, samples, code) is `tf2aif.spec.check`'s to look at.
     """
+    from .references import reference_faults  # it rests on this module
+
     files, faults = read_files(recipe_paths, project)
+    faults += reference_faults(files)
     if faults:
         raise FilesError(faults)
     return Project(files.recipes, {one.name: one.target for one in files.targets.values()})

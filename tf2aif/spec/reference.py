@@ -70,7 +70,6 @@ def _table(schema: dict[str, Any]) -> Iterator[str]:
     yield str(schema.get("description", ""))
     properties = schema.get("properties", {})
     if not properties:
-        yield "It has no keys." if not schema.get("description") else "No keys."
         return
     yield from ("", "| key | value | default | meaning |", "|---|---|---|---|")
     required = schema.get("required", [])

@@ -208,7 +208,13 @@ def _override_faults(
         key: Key = ("targets", name, "engine")
         yield from _engine_option_faults(target.engine.name, override.engine, loaded.document, key)
     if (override.calibration or loaded.recipe.calibration) is None:
-        needy = [p for p in chosen if any(map(needs_calibration, pipeline(target, p)))]
+        needy = [
+            precision
+            for precision in chosen
+            if any(
+                needs_calibration(_changed(use, override)) for use in pipeline(target, precision)
+            )
+        ]
         if needy:
             yield _no_calibration(loaded, name, needy)
 
@@ -217,7 +223,7 @@ def _override_option_faults(
     loaded: LoadedRecipe, name: str, uses: Sequence[StepUse], override: TargetOverride
 ) -> Iterator[Fault]:
     faults: dict[Fault, None] = {}  # a step of several precisions says the same of each
-    for step, options in override.options.items():
+    for step in override.options:
         key: Key = ("targets", name, "options", step)
         same = [use for use in uses if use.step == step]
         if not same:
@@ -225,9 +231,14 @@ def _override_option_faults(
             yield _unknown("step", step, steps, loaded.at(*key), f"target {name}")
         for use in same if step in STEPS and step not in PLANNED else []:
             if not _option_faults(use, loaded.document, key):  # else the target's own fault
-                changed = StepUse(step=step, options={**use.options, **options})
+                changed = _changed(use, override)
                 faults |= dict.fromkeys(_option_faults(changed, loaded.document, key))
     yield from faults
+
+
+def _changed(use: StepUse, override: TargetOverride) -> StepUse:
+    """A step of a pipeline with the recipe's own options over the target's."""
+    return StepUse(step=use.step, options={**use.options, **override.options.get(use.step, {})})
 
 
 def wanted_precisions(target: Target, override: TargetOverride) -> list[str]:
@@ -250,12 +261,12 @@ def needs_calibration(use: StepUse) -> bool:
 
 def _no_calibration(loaded: LoadedRecipe, target: str, precisions: Sequence[str]) -> Fault:
     variants = ", ".join(f"{target}-{precision}" for precision in precisions)
-    key = ("targets", target if isinstance(loaded.recipe.targets, dict) else 0)
-    if isinstance(loaded.recipe.targets, list):
-        key = ("targets", loaded.recipe.targets.index(target))
+    wanted = loaded.recipe.targets
+    place = wanted.index(target) if isinstance(wanted, list) else target
+    need = "needs" if len(precisions) == 1 else "need"
     return Fault(
-        f"{variants} needs a calibration set, and the recipe names none",
-        loaded.at(*key),
+        f"{variants} {need} a calibration set, and the recipe names none",
+        loaded.at("targets", place),
         "add `calibration: {data: FILE, samples: 200}`, "
         "or `calibration: random` for an untrained model",
     )

@@ -6,6 +6,7 @@ test compares them.
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ KINDS: dict[str, type[msgspec.Struct]] = {"recipe": Recipe, "target": Target}
 def schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
     """The JSON Schema (2020-12) of a struct."""
     made = msgspec.json.schema(struct)
+    for definition in made["$defs"].values():
+        definition["description"] = inspect.cleandoc(definition.get("description", ""))
     root = made["$defs"].pop(struct.__name__)
     return {"$schema": DIALECT, **root, "$defs": made["$defs"]}
 

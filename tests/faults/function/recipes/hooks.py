@@ -1,0 +1,1 @@
+def preproces(inputs): return inputs
