@@ -519,14 +519,16 @@ def test_a_damaged_file_is_a_fault_and_nothing_else(
 
 def test_planning_names_files_and_keeps_what_the_recipe_wrote() -> None:
     sources, files = plan_sources(Data(inputs={"a": "d/in.npz#p", "b": "in.tfrecord#q"}), "labels")
-    assert files == {"labels.data.a": "d/in.npz", "labels.data.b": "in.tfrecord"}
+    assert files == {"labels.input.a": "d/in.npz", "labels.input.b": "in.tfrecord"}
     assert sources["a"].array == "p"
     assert sources["b"].feature == "q"
     data = Data(function="d/f.py:g", arguments={"k": 1}, files=["a.bin", "more"])
     sources, files = plan_sources(data)
     assert files == {"code": "d/f.py", "file.0": "a.bin", "file.1": "more"}
     assert sources[""] == Source(format="function", input="code", function="g", arguments={"k": 1})
-    assert [is_code_key(k) for k in ("code", "labels.code", "data")] == [True, True, False]
+    assert all(is_code_key(key) for key in ("code", "labels.code", "data.code"))
+    _, files = plan_sources(Data(inputs={"code": "x.npy"}), "data")
+    assert not any(is_code_key(key) for key in ("data", "input.code", *files))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def plan_sources(data: str | Data, prefix: str = "") -> Planned:
 
     Sources are by model input name; the name "" stands for the only input (or, for a function and
     for "random", for all of them). Files are keys of `Job.inputs` -> paths as the recipe wrote
-    them: `data` (or `data.NAME` for each input), `code` for a function's file, `file.N` for other
+    them: `data` (or `input.NAME` for each input), `code` for a function's file, `file.N` for other
     files that it reads. Each key is preceded by `prefix` and a dot where a prefix is given.
 
     Raises FilesError, where it cannot be known how the data is to be read.
@@ -84,7 +84,7 @@ def _plan_paths(data: Data, start: str) -> Planned:
     paths = data.inputs if data.path is None else {"": data.path}
     sources, files = {}, {}
     for name, written in paths.items():
-        key = f"{start}data.{name}" if name else f"{start}data"
+        key = f"{start}input.{name}" if name else f"{start}data"
         sources[name], files[key] = _source_of(written, key, data)
     return sources, files
 
@@ -158,4 +158,5 @@ def format_of(path: str, *, folder_of_images: bool = False) -> Format:
 
 def is_code_key(key: str) -> bool:
     """Whether a key of `Job.inputs` is that of a function's file."""
-    return key == "code" or key.endswith(".code")
+    # A model may have an input of the name "code".
+    return key == "code" or (key.endswith(".code") and not key.endswith("input.code"))
