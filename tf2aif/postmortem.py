@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 from pathlib import Path
 
 TAIL_BYTES = 8192
-TAIL_LINES = 12
+TAIL_LINES = 20
 
+_OUR_FRAMES = (f'  File "{Path(__file__).with_name("worker.py")}"', '  File "<frozen runpy>"')
 _SIGNALS = {
     signal.SIGABRT: "native code gave up: a failed check, or an exception that nobody caught",
     signal.SIGBUS: "a file that was mapped into memory was cut, or the disk is full",
@@ -88,8 +90,13 @@ def last_lines(log: Path) -> list[str]:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    lines = [line.rstrip()[:500] for line in text.splitlines()]
-    return [line for line in lines if line][-TAIL_LINES:]
+    lines = [line.rstrip()[:200] for line in text.splitlines()]
+    return [line for line in lines if line and not _is_ours(line)][-TAIL_LINES:]
+
+
+def _is_ours(line: str) -> bool:
+    """Frames of the worker itself, in the stack that Python prints as it crashes."""
+    return line.startswith(_OUR_FRAMES)
 
 
 def full_message(step: str, what: str, log: Path, again: str | None, *, tail: bool) -> str:
@@ -105,4 +112,4 @@ def full_message(step: str, what: str, log: Path, again: str | None, *, tail: bo
 
 def command_by_hand(request_file: Path) -> str:
     """The command that runs a step again, from the file of its request."""
-    return f"python -m tf2aif.worker --request {shlex.quote(str(request_file))}"
+    return shlex.join([sys.executable, "-m", "tf2aif.worker", "--request", str(request_file)])

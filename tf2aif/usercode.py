@@ -219,7 +219,7 @@ def _library_prefixes() -> tuple[str, ...]:
     """Folders whose content the versions of distributions stand for, or that hold no data."""
     scheme = sysconfig.get_paths()
     folders = {scheme[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    folders |= {*site.getsitepackages(), os.path.dirname(__file__)}
+    folders |= {*site.getsitepackages(), site.getusersitepackages(), os.path.dirname(__file__)}
     folders |= {"/proc", "/sys", "/dev", "/etc", "/lib", "/lib64", "/usr/lib", "/usr/share"}
     if sys.prefix != sys.base_prefix:  # a virtual environment holds nothing but distributions
         folders.add(sys.prefix)

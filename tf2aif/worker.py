@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import os
 import random
-import signal
 import site
 import sys
 import tempfile
@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import StepFailed
+from .errors import StepFailed, Tf2aifError
 from .facts import Facts
 from .toolchains import child_environment, command, warm_modules
 from .toolchains.installed import loaded
@@ -82,7 +82,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     peak_mb: float
     failure: Failure | None = None
     retire: bool = False
-    """Something was loaded that the next step of this process would seem to need too."""
+    """The next step needs a new process: this one broke, or loaded more than its toolchain."""
 
 
 class Worker:
@@ -104,11 +104,10 @@ class Worker:
         failure = None
         meter = Meter()
         try:
-            baseline = self._warm_up()
+            self._warm_up()
             meter = Meter()
             result, observed = self._run(request)
         except BaseException as error:  # the boundary of the process: nothing may end it unsaid
-            baseline = frozenset()
             failure = failure_of(error)
         return Reply(
             result=result,
@@ -117,17 +116,23 @@ class Worker:
             cpu_s=meter.cpu_s(),
             peak_mb=meter.peak_mb(),
             failure=failure,
-            retire=bool(observed.keys() - baseline),
+            retire=self._is_spent(failure),
         )
 
-    def _warm_up(self) -> frozenset[str]:
-        """Import the toolchain before the first step; the names of what that loads."""
+    def _warm_up(self) -> None:
+        """Import the toolchain before the first step."""
         if self._baseline is None:
             self._machinery = frozenset(loaded(sys.modules))
             for name in warm_modules(self._toolchain):
                 importlib.import_module(name)
             self._baseline = frozenset(self._distributions())
-        return self._baseline
+            gc.freeze()  # a million objects of TensorFlow that no collection needs to look at
+
+    def _is_spent(self, failure: Failure | None) -> bool:
+        """Whether the next step would not find here what the first one did."""
+        if failure and not failure.expected:
+            return True
+        return self._baseline is None or self._baseline != self._distributions().keys()
 
     def _run(self, request: Request) -> tuple[dict[str, Any], Facts]:
         from .steps import Job
@@ -177,8 +182,11 @@ def _start_alike(seed: int) -> None:
 
 
 def _plain(result: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The result as JSON gives it back. Raises TypeError where JSON cannot say it."""
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(result or {})))
+    """The result as JSON gives it back."""
+    try:
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(result or {})))
+    except (TypeError, ValueError) as error:
+        raise Tf2aifError(f"the step returned what JSON cannot hold: {error}") from error
     return plain
 
 
@@ -186,18 +194,27 @@ def failure_of(error: BaseException) -> Failure:
     """What is told of an exception; its traceback goes to the log."""
     from .usercode import fault_of
 
-    if isinstance(error, StepFailed):
+    if isinstance(error, Tf2aifError):
         if error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
+            _print_traceback(error.__cause__)
         fault = error.faults[0]
-        return Failure(message=fault.message, at=fault.at, hint=fault.hint, expected=True)
-    traceback.print_exception(error)
+        message = "; ".join(one.message for one in error.faults)
+        return Failure(message=message, at=fault.at, hint=fault.hint, expected=True)
+    _print_traceback(error)
     fault = fault_of(error)
     if isinstance(error, MemoryError):
         return Failure(message=f"ran out of memory ({fault.message})", at=fault.at)
     if isinstance(error, SystemExit):
         return Failure(message=f"something in it called exit({error.code!r})", at=fault.at)
     return Failure(message=fault.message, at=fault.at, hint=fault.hint)
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Into the log, without the frames of this file, which tell a reader nothing."""
+    frames = error.__traceback__
+    while frames and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    traceback.print_exception(error.with_traceback(frames))
 
 
 class Meter:
@@ -233,7 +250,9 @@ class Meter:
 
 def serve(requests: int, replies: int, lifeline: int) -> None:
     """Answer requests until the parent closes the pipe."""
-    _guard(lifeline, requests, replies)
+    for fd in (requests, replies, lifeline):
+        os.set_inheritable(fd, False)  # nothing that a step starts may hold them open
+    _start_guard(lifeline)
     process = os.getpid()
     worker: Worker | None = None
     with open(requests, "rb") as lines:
@@ -247,22 +266,17 @@ def serve(requests: int, replies: int, lifeline: int) -> None:
             _write(replies, msgspec.json.encode(reply) + b"\n")
 
 
-def _guard(lifeline: int, *fds: int) -> None:
-    """A small process of our group that kills the group once the parent is gone.
+def _start_guard(lifeline: int) -> None:
+    """Start a small process in our group that kills the group once the parent is gone.
 
-    The kernel closes the parent's end of the pipe however the parent ends. A thread here could
-    not do it: native code that holds Python's lock keeps it from running.
+    The kernel closes the parent's end of the pipe however the parent ends. A thread of ours could
+    not do it: native code that holds Python's lock would keep it from running.
     """
-    if os.fork():
-        os.close(lifeline)
-        return
-    for fd in (0, 1, 2, *fds):
-        os.close(fd)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    while os.read(lifeline, 1):
-        pass
-    os.killpg(0, signal.SIGKILL)
+    script = "trap '' TERM INT HUP; read _; kill -KILL 0"
+    quiet = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
+    actions = [(os.POSIX_SPAWN_DUP2, lifeline, 0), *quiet]
+    os.posix_spawn("/bin/sh", ["sh", "-c", script], {}, file_actions=actions)
+    os.close(lifeline)
 
 
 @contextlib.contextmanager
@@ -309,7 +323,10 @@ def worker_command(request: Request) -> tuple[list[str], dict[str, str]]:
     """The command and the whole environment that start a worker for a request."""
     environment = child_environment(request.environment)
     package = str(Path(__file__).parents[1])
-    if package not in site.getsitepackages():  # a checkout that is not installed
+    if package not in (
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    ):  # a checkout that is not installed
         paths = [*environment.get("PYTHONPATH", "").split(os.pathsep), package]
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in paths if p))
     return command(request.toolchain), environment

@@ -91,9 +91,9 @@ class Workers:
             except _Died as died:
                 self._fail_if_closed(request, log)
                 _fail(request, log, died.explain(oom_kills() > oom_before))
+            process.reusable = not reply.retire and request.code is None
             if reply.failure:
                 _refuse(request, log, reply.failure)
-            process.reusable = not reply.retire and request.code is None
         return Outcome(
             result=reply.result,
             observed=reply.observed,

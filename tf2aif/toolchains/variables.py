@@ -41,7 +41,6 @@ FIXED: Mapping[str, str] = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONFAULTHANDLER": "1",  # the Python stack of a crash in native code goes to the log
     "PYTHONHASHSEED": "0",
-    "PYTHONNOUSERSITE": "1",
     "PYTHONUNBUFFERED": "1",  # what a killed step printed is in its log
     "PYTHONUTF8": "1",  # `open` without an encoding means the same on every machine
 }
