@@ -149,11 +149,10 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        value = parse(text, "x.yaml").value
+        faults = () if isinstance(parse(text, "x.yaml").value, dict) else ("not a mapping",)
     except FilesError as error:
-        assert all(fault.message and fault.at.startswith("x.yaml") for fault in error.faults)
-    else:
-        assert isinstance(value, dict)
+        faults = tuple(fault for fault in error.faults if not fault.message)
+    assert not faults
 
 
 def test_keys_are_shown_as_they_are_written() -> None:
