@@ -103,8 +103,9 @@ def _indices(interpreter: Any) -> tuple[dict[str, int], dict[str, int]]:
 def _match(
     signature: Signature, inputs: dict[str, int], outputs: dict[str, int], path: Path
 ) -> None:
-    told = {spec.name for spec in signature.inputs}, {spec.name for spec in signature.outputs}
-    if told != (inputs.keys(), outputs.keys()):
+    if {spec.name for spec in signature.inputs} != set(inputs) or {
+        spec.name for spec in signature.outputs
+    } != set(outputs):
         raise Tf2aifError(
             "its inputs and outputs are not those of signature.json",
             at=str(path),

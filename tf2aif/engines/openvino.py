@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import Tf2aifError
 from . import Array, Tensors, TensorSpec
 from .signature import Signature, artifact_file, check_feeds, read_signature
@@ -68,8 +66,7 @@ class OpenVINO:
         except RuntimeError as error:
             raise Tf2aifError(f"OpenVINO cannot run it: {error}") from error
         return {
-            spec.name: np.asarray(results[port])
-            for spec, port in zip(self.outputs, self._ports, strict=True)
+            spec.name: results[port] for spec, port in zip(self.outputs, self._ports, strict=True)
         }
 
     def close(self) -> None:

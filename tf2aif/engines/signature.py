@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from ..errors import Tf2aifError
 from . import Array, Tensors, TensorSpec
@@ -63,6 +62,8 @@ def check_feeds(feeds: Tensors, specs: Iterable[TensorSpec]) -> dict[str, Array]
 
     Raises Tf2aifError for a name that is missing or not there, a dtype or a shape that differs.
     """
+    import numpy as np
+
     specs = tuple(specs)
     names = {spec.name for spec in specs}
     if feeds.keys() != names:
@@ -90,6 +91,8 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def _checked(array: Array, spec: TensorSpec) -> Array:
+    import numpy as np
+
     if array.dtype.name != spec.dtype:
         raise Tf2aifError(
             f"input '{spec.name}' is {array.dtype.name}, the model wants {spec.dtype}"

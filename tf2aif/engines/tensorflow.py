@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import Tf2aifError
 from . import Array, Tensors, TensorSpec
 from .signature import Signature, artifact_file, check_feeds, read_signature
@@ -67,7 +65,7 @@ class TensorFlow:
             results = self._function(**{n: tf.constant(a) for n, a in arrays.items()})
         except (ValueError, TypeError, tf.errors.OpError) as error:
             raise Tf2aifError(f"TensorFlow cannot run it: {error}") from error
-        return {spec.name: np.asarray(results[spec.name].numpy()) for spec in self.outputs}
+        return {spec.name: results[spec.name].numpy() for spec in self.outputs}
 
     def close(self) -> None:
         """Give the memory back."""

@@ -14,10 +14,9 @@ from ..engines import TensorSpec
 from ..engines.signature import Signature, natural_key
 from ..errors import StepFailed
 from .canonical import Frozen, Port
+from .shapes import Shape
 
 LIMIT_BYTES = 2**31 - 1  # of one protocol buffer message
-
-Shape = tuple[int | None, ...]
 
 SIGNATURE = "serving_default"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ from typing import Any
 import msgspec
 
 from ..errors import StepFailed
-from ..usercode import load_function
 from . import Job
 
 VERSION = 1
@@ -37,6 +34,8 @@ def run(job: Job) -> Mapping[str, Any]:
     deterministic, so training gives the same weights again on the same machine.
     Raises StepFailed where the function returns something else.
     """
+    from ..usercode import load_function
+
     options = msgspec.convert(job.options, Options)
     _set_seeds(options.seed)
     function = load_function(job.inputs["code"], options.function)
@@ -49,7 +48,6 @@ def _set_seeds(seed: int) -> None:
     import tensorflow as tf
 
     keras.utils.set_random_seed(seed)  # Python, numpy, TensorFlow
-    random.seed(seed)
     tf.config.experimental.enable_op_determinism()
 
 
@@ -88,6 +86,8 @@ def _signatures(model: Any, at: str) -> Any:
 
 def _strip_times(path: Path) -> None:
     """Write the archive again without the times at which it and its members were made."""
+    import zipfile
+
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in sorted(archive.namelist())}
     metadata = msgspec.json.decode(members["metadata.json"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def run(job: Job) -> Mapping[str, Any]:
     """Copy `saved_model/` and `signature.json`."""
+    import shutil
+
     msgspec.convert(job.options, Options)
     model = job.inputs["model"]
     shutil.copytree(model / "saved_model", job.out / "saved_model")

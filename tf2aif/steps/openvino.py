@@ -13,7 +13,6 @@ from ..engines import Array
 from ..engines.signature import Signature, read_signature, write_signature
 from ..errors import StepFailed
 from . import Job
-from .calibration import calibration_feeds
 
 VERSION = 1
 TOOLCHAIN = "openvino"
@@ -40,6 +39,8 @@ def run(job: Job) -> Mapping[str, Any]:
     an operator of the model, which it names.
     """
     import openvino as ov
+
+    from .calibration import calibration_feeds
 
     options = msgspec.convert(job.options, Options)
     signature = read_signature(job.inputs["model"])

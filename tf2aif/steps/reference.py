@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from ..engines import tensorflow as tensorflow_engine
-from ..engines.batches import run_batches
-from ..sampleset import read_set
 from . import Job
 
 VERSION = 1
@@ -27,6 +23,12 @@ def run(job: Job) -> Mapping[str, Any]:
 
     The model runs through its signature, as the native baseline does.
     """
+    import numpy as np
+
+    from ..engines import tensorflow as tensorflow_engine
+    from ..engines.batches import run_batches
+    from ..sampleset import read_set
+
     msgspec.convert(job.options, Options)
     samples = read_set(job.inputs["evaluation"])
     engine = tensorflow_engine.load(job.inputs["model"])

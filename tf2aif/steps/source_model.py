@@ -175,13 +175,13 @@ def _open_tf_keras(path: Path, _signature: str | None) -> Source:
         for i, n in zip(model.inputs, model.input_names, strict=True)
     ]
 
-    @tf.function(autograph=False)
     def serve(**feeds: Any) -> dict[str, Any]:
         given = [feeds[name] for name in model.input_names]
         results = tf.nest.flatten(model(given if len(given) > 1 else given[0], training=False))
         return dict(zip(model.output_names, results, strict=True))
 
-    function = serve.get_concrete_function(**{spec.name: spec for spec in specs})
+    traced = tf.function(serve, autograph=False)
+    function = traced.get_concrete_function(**{spec.name: spec for spec in specs})
     return _from_function(function, DEFAULT_SIGNATURE, "tf_keras", keep=model)
 
 

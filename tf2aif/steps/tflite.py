@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
 from ..engines import Quantization, TensorSpec
 from ..engines.signature import Signature, read_signature, write_signature
 from ..errors import StepFailed
 from . import Job
-from .calibration import calibration_feeds
 
 VERSION = 1
 TOOLCHAIN = "tensorflow"
@@ -67,6 +65,8 @@ def _convert(inputs: Mapping[str, Path], options: Options, signature: Signature)
     import tensorflow as tf
     from tensorflow.lite.python.convert_phase import ConverterError
 
+    from .calibration import calibration_feeds
+
     converter = tf.lite.TFLiteConverter.from_saved_model(
         str(inputs["model"] / "saved_model"), signature_keys=[SIGNATURE]
     )
@@ -78,6 +78,7 @@ def _convert(inputs: Mapping[str, Path], options: Options, signature: Signature)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = _door(tf, options.inputs)
         converter.inference_output_type = _door(tf, options.outputs)
+        _check_loops(inputs["model"])
         converter.representative_dataset = lambda: calibration_feeds(
             inputs["calibration"], signature
         )
@@ -102,6 +103,11 @@ def _unsupported(message: str) -> StepFailed:
     operators |= set(re.findall(r"not (?:yet )?supported for op: '?(\w+)'?", message))
     if not operators:
         return StepFailed(f"TensorFlow Lite cannot convert it: {message.strip()[-600:]}")
+    if any(name.startswith("TensorList") for name in operators):
+        return StepFailed(
+            f"TensorFlow Lite does not support: {', '.join(sorted(operators))} of open shape",
+            hint="recurrent layers need a fixed batch: 'batch: 1' in the recipe's model",
+        )
     return StepFailed(
         f"TensorFlow Lite does not support: {', '.join(sorted(operators))}",
         hint="build the model from other operators, or take a target with another engine",
@@ -120,11 +126,26 @@ def _described(content: bytes, source: Signature) -> Signature:
     )
 
 
+def _check_loops(model: Path) -> None:
+    """Raises StepFailed for loops: calibrating one ends TensorFlow 2.21's process with SIGSEGV."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    content = (model / "saved_model" / "saved_model.pb").read_bytes()
+    graph = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0].graph_def
+    if any(node.op in ("While", "StatelessWhile") for node in graph.node):
+        raise StepFailed(
+            "TensorFlow Lite cannot quantise loops (While) to int8",
+            hint="build recurrent layers with unroll=True, or take precision dynamic",
+        )
+
+
 def _spec(source: TensorSpec, details: Mapping[str, Any]) -> TensorSpec:
     if source.name not in details:
         raise StepFailed(
             f"TensorFlow Lite dropped '{source.name}', which nothing in the model uses"
         )
+    import numpy as np
+
     detail = details[source.name]
     dtype = np.dtype(detail["dtype"]).name
     quantised = dtype in ("int8", "uint8", "int16") and dtype != source.dtype

@@ -1,0 +1,66 @@
+"""Whether an imported model computes what its source computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engines import Array, TensorSpec
+from ..engines import tensorflow as tensorflow_engine
+from ..engines.signature import Signature
+from ..errors import StepFailed
+from .source_model import Source
+
+# The frozen graph runs the same kernels on the same weights: only their fusion may differ.
+RELATIVE_TOLERANCE = 1e-4
+ABSOLUTE_TOLERANCE = 1e-5
+
+
+def compare_source(
+    source: Source, names: Mapping[str, str], signature: Signature, artifact: Path
+) -> dict[str, Any]:
+    """Source and artifact on one seeded random batch: the largest difference of any output.
+
+    Some models refuse random numbers (an index out of range, say). That is no fault of theirs: the
+    difference is None then, and the reason is told.
+    """
+    from tensorflow.errors import InvalidArgumentError
+
+    feeds = {spec.name: _random(spec, i) for i, spec in enumerate(signature.inputs)}
+    try:
+        truth = source.call({old: feeds[new] for old, new in names.items()})
+    except InvalidArgumentError as error:
+        return {"difference": None, "unchecked": str(error).splitlines()[0][:300]}
+    engine = tensorflow_engine.load(artifact)
+    found = engine.run(feeds)
+    engine.close()
+    return {"difference": max(_difference(n, truth[n], found[n]) for n in found)}
+
+
+def _difference(name: str, truth: Array, found: Array) -> float:
+    if truth.shape != found.shape or truth.dtype != found.dtype:
+        raise StepFailed(
+            f"output '{name}' is {found.dtype} {found.shape} after freezing, "
+            f"and {truth.dtype} {truth.shape} in the source"
+        )
+    wide = truth.astype(np.float64), found.astype(np.float64)
+    worst = float(np.max(np.abs(wide[0] - wide[1]), initial=0.0))
+    largest = float(np.max(np.abs(wide[0]), initial=0.0))
+    if not worst <= ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * largest:  # NaN fails too
+        raise StepFailed(
+            f"output '{name}' differs by {worst:.3g} from the source, which reaches {largest:.3g}",
+            hint="does the model draw random numbers, or keep state, when it is called?",
+        )
+    return worst
+
+
+def _random(spec: TensorSpec, seed: int) -> Array:
+    """A batch that most models accept: 0 to 1; an open axis has length 2."""
+    generator = np.random.default_rng(seed)
+    shape = [2 if length is None else length for length in spec.shape]
+    if np.dtype(spec.dtype).kind in "iub":
+        return generator.integers(0, 2, shape).astype(spec.dtype)
+    return generator.random(shape).astype(spec.dtype)
