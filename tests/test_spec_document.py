@@ -160,6 +160,14 @@ def test_keys_are_shown_as_they_are_written() -> None:
     assert dotted(key) == "targets.cpu.precisions[2]"
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["!!int x", "!!float x", "!!bool x", "!!null x", "!!map []", "!!binary eA==", "<<", "1" * 5000],
+)
+def test_what_cannot_be_a_value_is_a_fault(written: str) -> None:
+    assert len(faults_of(f"key: {written}\n")) == 1
+
+
 def test_an_alias_bomb_is_refused_at_once() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]

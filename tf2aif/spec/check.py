@@ -15,6 +15,7 @@ from .check_model import check_model
 from .document import read
 from .files import missing_file, resolve
 from .load import (
+    INIT,
     Files,
     LoadedRecipe,
     duplicate_names,
@@ -42,8 +43,7 @@ def check(paths: Sequence[Path], project: Path) -> list[Fault]:
     given = list(paths) or [project / name for name in ("recipes", "targets")]
     there = [path for path in given if paths or path.is_dir()]
     if not there:
-        hint = "`tf2aif init MODEL` writes a recipe for a model"
-        return [Fault("no recipes/ and no targets/ in this folder", hint=hint)]
+        return [Fault("no recipes/ and no targets/ in this folder", hint=INIT)]
     files, faults = read_files([], project)  # the targets that the project has
     recipes: list[LoadedRecipe] = []
     targets = dict(files.targets)

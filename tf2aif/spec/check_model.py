@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 
 from ..engines import TensorSpec
-from ..errors import Fault, FilesError
-from ..steps.import_model import stable_names
+from ..errors import Fault, FilesError, StepFailed
+from ..steps.shapes import input_shapes, stable_names
 from .files import missing_file, resolve
 from .load import LoadedRecipe
 from .model_header import ModelHeader, Shape, Signature, Tensor, read_header
@@ -87,9 +87,9 @@ def _choose(loaded: LoadedRecipe, header: ModelHeader) -> tuple[KnownModel | Non
     inputs = []
     for tensor in signature.inputs:
         renamed = msgspec.structs.replace(tensor, name=names[tensor.name])
-        asked = model.inputs.get(tensor.name, model.inputs.get(renamed.name))
-        faults += _shape_faults(loaded, renamed, asked, exact)
-        inputs.append(_close(renamed, asked, model))
+        closed, wrong = _close(loaded, renamed, tensor.name)
+        inputs.append(closed)
+        faults += wrong if exact or tensor.shape is not None else []
     faults += _output_faults(loaded, signature) if exact else []
     return KnownModel(tuple(inputs), signature.outputs, exact), faults
 
@@ -108,44 +108,23 @@ def _unknown_inputs(loaded: LoadedRecipe, names: Mapping[str, str]) -> list[Faul
     ]
 
 
-def _close(tensor: Tensor, asked: list[int] | None, model: Model) -> Tensor:
-    """One sample of an input, its shape as the recipe closes it."""
-    own = tensor.shape[1:] if tensor.shape and model.batch != "none" else tensor.shape
-    closed = asked is not None and (own is None or _agree(own, asked))
-    return msgspec.structs.replace(tensor, shape=tuple(asked or ()) if closed else own)
+def _close(loaded: LoadedRecipe, tensor: Tensor, own: str) -> tuple[Tensor, list[Fault]]:
+    """One sample of an input, closed by the rules of the import step, and what these refuse.
 
-
-def _shape_faults(
-    loaded: LoadedRecipe, tensor: Tensor, asked: list[int] | None, exact: bool
-) -> Iterator[Fault]:
-    """What the import step would refuse in an input's shape."""
-    model, name, shape = loaded.recipe.model, tensor.name, tensor.shape
-    wanted = f"give its shape without the batch axis: `inputs: {{{name}: [...]}}`"
-    if shape is None:
-        if asked is None and exact:
-            message = f"the model leaves the number of axes of input '{name}' open"
-            yield Fault(message, loaded.at("model"), wanted)
-        return
-    own = shape if model.batch == "none" or not shape else shape[1:]
-    if asked is not None:
-        if not _agree(own, asked):
-            hint = "leave the batch axis out" if len(asked) == len(own) + 1 else ""
-            message = f"input '{name}' has the shape {render(own)} in the model"
-            yield Fault(message, loaded.at("model", "inputs", name), hint)
-    elif model.batch != "none" and None in own:
-        message = f"input '{name}' has the shape {render(shape)}: the model leaves an axis open"
-        yield Fault(message, loaded.at("model"), wanted)
-    fixed = None if model.batch == "free" else model.batch
-    if model.batch != "none" and shape and shape[0] not in (None, fixed):
-        message = f"the model fixes the batch of input '{name}' to {shape[0]}"
-        hint = f"say `batch: {shape[0]}`, or `batch: none` where its first axis is no batch"
-        yield Fault(message, loaded.at("model", "batch"), hint)
-
-
-def _agree(own: Shape, asked: list[int]) -> bool:
-    return len(own) == len(asked) and all(
-        size in (None, wanted) for size, wanted in zip(own, asked, strict=True)
-    )
+    `own` is its name in the model, which the recipe may use as well.
+    """
+    model, name = loaded.recipe.model, tensor.name
+    used = next((one for one in (own, name) if one in model.inputs), None)
+    asked = {name: model.inputs[used]} if used else {}
+    try:
+        shape: Shape | None = input_shapes({name: tensor.shape}, asked, model.batch)[name]
+        faults: list[Fault] = []
+    except StepFailed as failure:
+        at = loaded.at("model", "inputs", used) if used else loaded.at("model")
+        shape = tensor.shape
+        faults = [Fault(fault.message, at, fault.hint) for fault in failure.faults]
+    sample = shape[1:] if shape and model.batch != "none" else shape
+    return msgspec.structs.replace(tensor, shape=sample), faults
 
 
 def render(shape: Shape) -> str:

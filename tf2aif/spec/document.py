@@ -46,8 +46,10 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
 
-for _kind, _pattern, _first in _RESOLVERS:
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(_pattern), list(_first))
+_FORMS = {_TAG + kind: re.compile(pattern) for kind, pattern, _ in _RESOLVERS}
+
+for _kind, _, _first in _RESOLVERS:
+    _Loader.add_implicit_resolver(_TAG + _kind, _FORMS[_TAG + _kind], list(_first))
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -190,8 +192,7 @@ def _walk(root: Any) -> Iterator[_Found]:
             tag = node.tag.replace(_TAG, "!!")
             yield f"tag '{tag}' is not known here", _line(node), key, "leave the tag out"
         elif isinstance(node, yaml.ScalarNode):
-            if node.tag == _TAG + "float" or node.tag == _TAG + "int":
-                yield from _check_number(key, node)
+            yield from _check_scalar(key, node)
         elif isinstance(node, yaml.SequenceNode):
             todo += (((*key, index), child) for index, child in enumerate(node.value))
         else:
@@ -217,15 +218,19 @@ def _check_keys(key: Key, node: Any) -> Iterator[_Found]:
         seen.setdefault(text, line)
 
 
-def _check_number(key: Key, node: Any) -> Iterator[_Found]:
-    text = node.value
-    if node.tag == _TAG + "float":
-        value = text.replace(".inf", "inf").replace(".nan", "nan").lower()
-        if "i" in value or "n" in value or math.isinf(float(value)):
+def _check_scalar(key: Key, node: Any) -> Iterator[_Found]:
+    text, form = node.value, _FORMS.get(node.tag)
+    if form and not form.match(text):  # `!!int x`
+        kind = node.tag.replace(_TAG, "!!")
+        yield f"'{text}' is not what tag '{kind}' says", _line(node), key, "leave the tag out"
+    elif node.tag == _TAG + "float":
+        if text.lower().endswith(("inf", "nan")) or math.isinf(float(text)):
             yield f"{text} is not a finite number", _line(node), key, ""
-    elif not -(1 << 63) <= int(text, 0) < 1 << 63:
-        yield f"{text} does not fit in 64 bits", _line(node), key, "write it in quotes, or smaller"
+    elif node.tag == _TAG + "int" and (len(text) > 20 or not _MIN <= int(text, 0) <= _MAX):
+        yield f"{text[:40]} does not fit in 64 bits", _line(node), key, "write it in quotes"
 
+
+_MIN, _MAX = -(1 << 63), (1 << 63) - 1
 
 _NESTING = re.compile(r"[\[{]|[-?][ \t]+(?=[-?][ \t])")
 

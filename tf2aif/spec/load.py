@@ -21,6 +21,7 @@ from .recipe import NAME, Recipe
 from .target import StepUse, Target
 
 ENDINGS = (".yaml", ".yml")
+INIT = "`tf2aif init MODEL` writes a recipe for a model"
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
@@ -215,9 +216,10 @@ def _recipe_files(paths: Iterable[Path], project: Path, faults: list[Fault]) -> 
     found: dict[Path, Path] = {}
     for path in paths:
         below = sorted(yaml_below(path)) if path.is_dir() else [path]
-        if not below:
-            hint = "`tf2aif init MODEL` writes a recipe for a model"
-            faults.append(Fault("no recipe in this folder", shown(path, project), hint))
+        if not below or not path.exists():
+            what = "no recipe in this folder" if path.exists() else "no such file or folder"
+            faults.append(Fault(what, shown(path, project), INIT))
+            continue
         for one in below:
             found.setdefault(one.resolve(), one)
     return list(found.values())

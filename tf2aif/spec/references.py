@@ -73,8 +73,8 @@ def _engine_faults(
 ) -> Iterator[Fault]:
     if name not in ENGINES:
         yield _unknown("engine", name, ENGINES, document.at((*key, "name")))
-        return
-    yield from _engine_option_faults(name, options, document, (*key, "options"))
+    elif options:  # the engine's module imports numpy: not for nothing
+        yield from _engine_option_faults(name, options, document, (*key, "options"))
 
 
 def _engine_option_faults(

@@ -58,10 +58,10 @@ def word_faults(
     """
     words = _Words(document, root)
     errors = _errors(document.value if value is msgspec.UNSET else value, struct)
-    found = {fault for error in errors for fault in words.of(error)}
+    found = list(dict.fromkeys(fault for error in errors for fault in words.of(error)))
     if not found:
         return [Fault(complaint, document.at(root))]
-    return [fault for _, fault in sorted(found, key=lambda one: (one[0], one[1].at))]
+    return [fault for _, fault in sorted(found, key=lambda one: one[0])]
 
 
 def _errors(value: Any, struct: type[msgspec.Struct]) -> Iterator[Any]:
