@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -423,6 +427,17 @@ def test_a_lock_dies_with_its_holder(store: Store) -> None:
     holder.join()
 
 
+def test_a_lock_is_not_left_to_a_process_forked_meanwhile(store: Store) -> None:
+    with store.lock("name"):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    try:
+        with store.lock("name", waiting=lambda: pytest.fail("it was left to the child")):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_collecting_removes_only_locks_that_nobody_holds(store: Store, artifact: Path) -> None:
     add(store, artifact)
     with store.lock("free"):
@@ -480,6 +495,7 @@ def test_collecting_by_size_drops_the_least_recently_used(store: Store, tmp_path
     dry = store.gc(max_size_bytes=260_000, dry_run=True)
     assert len(records(store)) == 4
     report = store.gc(max_size_bytes=260_000)
+    assert store.gc(max_size_bytes=260_000).records == 0
     assert (report.records, report.blobs) == (dry.records, dry.blobs) == (2, 2)
     assert report.freed_bytes == dry.freed_bytes > 200_000
     assert report.kept_bytes == store.info().size_bytes <= 260_000
@@ -588,60 +604,117 @@ def test_two_processes_add_and_restore_the_same(
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
-def _write_for_ever(folder: str, ready: Any) -> None:
-    """Add and restore numbered artifacts, in which every file holds the same number."""
-    root = Path(folder)
-    store, number = Store(root / "store"), random.randrange(10**6)
-    while True:
-        number += 1
-        source = root / f"source-{os.getpid()}"
-        make(source, a=b"%d" % number * 20_000, b__c=b"%d" % number, d=b"%d" % number * 3)
-        record = add(store, source, key(number % 7))
-        with contextlib.suppress(CorruptBlob):
-            store.restore(record, root / "dest")
-        ready.set()
+def _die_at_every_line(folder: str) -> None:
+    """Store and restore in a child that kills itself at the first line, at the second, …"""
+    root, allowed = Path(folder), set()
+    store = Store(root / "store")
+    for line in itertools.count():
+        source = make(root / "source", a=b"%d" % line * 80_000, b__c=b"%d" % line)
+        allowed.add(digest_tree(source))
+        child = os.fork()
+        if child == 0:
+            _kill_at(line)
+            store.restore(add(store, source, key(line)), root / "dest")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert store.verify().sound, line
+        record = store.find(key(line), nothing)
+        if record is not None:
+            store.restore(record, root / "check")
+            assert digest_tree(root / "check") == digest_tree(source)
+        if (root / "dest").exists():
+            assert digest_tree(root / "dest") in allowed
+        store.gc(max_size_bytes=1_000_000)
+        assert store.info().leftover_bytes == 0
+        left = list(root.glob(".dest*"))
+        assert len(left) <= 2, "what the killed had left stays for ever"
+        for path in left:
+            os.utime(path, (1, 1))
+        if os.WIFEXITED(status):
+            assert os.waitstatus_to_exitcode(status) == 0
+            break
+    assert record is not None
+    assert line > 200
 
 
-def test_kills_at_any_moment_leave_nothing_half(tmp_path: Path) -> None:
+def _kill_at(line: int) -> None:
+    """Have this process killed before it runs that line (counted from now) of the store."""
+    files = {"store.py", "blobs.py", "records.py", "folders.py", "upkeep.py"}
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        if os.path.basename(frame.f_code.co_filename) not in files:
+            return None
+        if event == "line":
+            if count == line:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+        return trace
+
+    sys.settrace(trace)
+
+
+def test_a_kill_at_any_line_leaves_nothing_half(tmp_path: Path) -> None:
+    process = _spawn.Process(target=_die_at_every_line, args=(str(tmp_path),))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    assert not list(tmp_path.glob(".dest*"))
+
+
+# Adds and restores numbered artifacts, in which every file holds the same number.
+_WRITER = """
+import os, random, sys
+from pathlib import Path
+from tf2aif.store import CorruptBlob, Store
+from tf2aif.facts import key
+
+root = Path(sys.argv[1])
+store, source, number = Store(root / "store"), root / "source", random.randrange(10**6)
+(source / "b").mkdir(parents=True, exist_ok=True)
+while True:
+    number += 1
+    (source / "a").write_bytes(b"%d" % number * 300_000)
+    (source / "b" / "c").write_bytes(b"%d" % number)
+    record = store.add(key(number % 7), source, step="s", kind="s", facts={}, observed={},
+                       result={}, timing={})
+    try:
+        store.restore(record, root / "dest")
+    except CorruptBlob:
+        pass
+    print("one more", flush=True)
+"""
+
+
+def test_kills_in_the_middle_of_a_write_leave_nothing_half(tmp_path: Path) -> None:
     store, chance = Store(tmp_path / "store"), random.Random(7)
     restored = midway = 0
-    for _ in range(15):
-        ready = _spawn.Event()
-        arguments = (str(tmp_path), ready)
-        writer = _spawn.Process(target=_write_for_ever, args=arguments, daemon=True)
-        writer.start()
-        assert ready.wait(60)
-        time.sleep(chance.uniform(0, 0.02))
-        writer.kill()
-        writer.join()
+    for turn in range(12):
+        command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+        root = Path(__file__).parents[1]
+        with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout
+            assert writer.stdout.readline()
+            time.sleep(chance.uniform(0, 0.05))
+            while turn % 2 and not os.listdir(tmp_path / "store" / "v1" / "tmp"):
+                assert writer.poll() is None
+            writer.kill()
         midway += store.info().leftover_bytes > 0
         assert store.verify().sound
-        for number in range(7):
-            record = store.find(key(number), nothing)
-            if record is not None:
-                store.restore(record, tmp_path / "check")
-                _assert_one_number(tmp_path / "check")
-                restored += 1
+        for record in filter(None, (store.find(key(number), nothing) for number in range(7))):
+            store.restore(record, tmp_path / "check")
+            _assert_one_number(tmp_path / "check")
+            restored += 1
         if (tmp_path / "dest").exists():
             _assert_one_number(tmp_path / "dest")
-    assert restored > 15
+        store.gc(max_size_bytes=10_000_000)
+    assert restored >= 12
     assert midway, "no kill came while something was being written"
-    store.gc()
-    assert store.info().leftover_bytes == 0
-    _age_leftovers(tmp_path)
-    store.restore(record or add(store, make(tmp_path / "new", a=b"1")), tmp_path / "dest")
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".dest")]
 
 
 def _assert_one_number(folder: Path) -> None:
-    number = (folder / "b" / "c").read_bytes()
-    assert (folder / "a").read_bytes() == number * 20_000
-    assert (folder / "d").read_bytes() == number * 3
-
-
-def _age_leftovers(folder: Path) -> None:
-    for path in folder.glob(".dest*"):
-        os.utime(path, (1, 1))
+    assert (folder / "a").read_bytes() == (folder / "b" / "c").read_bytes() * 300_000
 
 
 # Where it is

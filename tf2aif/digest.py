@@ -16,7 +16,14 @@ import xxhash
 
 from tf2aif.errors import Tf2aifError
 from tf2aif.facts import Value, key
-from tf2aif.statcache import LARGE, ChangedWhileReading, StatCache, hash_file, not_a_file
+from tf2aif.statcache import (
+    LARGE,
+    ChangedWhileReading,
+    StatCache,
+    hash_file,
+    not_a_file,
+    not_readable,
+)
 
 __all__ = [
     "ChangedWhileReading",
@@ -137,16 +144,22 @@ def walk(root: str) -> Iterator[Node]:
     pending = [(root, b"", frozenset((real,)))]
     while pending:
         folder, prefix, above = pending.pop()
+        for entry in _entries(folder):
+            name = prefix + os.fsencode(entry.name)
+            node = _node(entry, name, real)
+            yield node
+            if node.kind == "folder":
+                linked = entry.is_symlink()
+                inside = above | {_unseen(entry.path, above)} if linked else above
+                pending.append((entry.path, name + b"/", inside))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                name = prefix + os.fsencode(entry.name)
-                node = _node(entry, name, real)
-                yield node
-                if node.kind == "folder":
-                    inside = above
-                    if entry.is_symlink():
-                        inside = above | {_unseen(entry.path, above)}
-                    pending.append((entry.path, name + b"/", inside))
+            return list(entries)
+    except PermissionError as error:
+        raise not_readable(folder) from error
 
 
 def _node(entry: os.DirEntry[str], name: bytes, real: str) -> Node:

@@ -26,6 +26,8 @@ def locked(
     try:
         yield
     finally:
+        # Closing alone would leave it to a process that was forked meanwhile.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

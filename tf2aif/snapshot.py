@@ -61,14 +61,12 @@ def settled(signature: Iterable[int], read_ns: int) -> bool:
 def _unsettled_ns(signature: Iterable[int], read_ns: int) -> int:
     """How much later than `read_ns` the file could be read and be settled; at most 0: it is."""
     device, _, _, mtime_ns, ctime_ns = signature
-    age_ns = read_ns - max(mtime_ns, ctime_ns)
-    if age_ns > COARSE_NS:
-        return 0
-    whole = mtime_ns % 1_000_000_000 == 0 or ctime_ns % 1_000_000_000 == 0
+    coarse_ns = max(mtime_ns, ctime_ns) + COARSE_NS + 1 - read_ns
     # The list of mounts is read only where it decides.
-    if whole or age_ns <= -FINE_NS or not _is_local(device):
-        return COARSE_NS + 1 - age_ns
-    return FINE_NS + 1 - age_ns
+    if coarse_ns > 0 and ctime_ns % 1_000_000_000 and _is_local(device):
+        # Anybody can set an mtime, even to next year; the ctime is the kernel's own.
+        return ctime_ns + FINE_NS + 1 - read_ns
+    return coarse_ns
 
 
 def wait_until_settled(signature: Iterable[int], limit_ns: int = FINE_NS) -> None:

@@ -38,12 +38,15 @@ class ChangedWhileReading(Tf2aifError):
 def hash_file(path: str | os.PathLike[str]) -> tuple[str, Signature]:
     """The xxh3_128 of a file's bytes, and the stat under which exactly those bytes were read.
 
-    Raises FileNotFoundError where nothing is, `Tf2aifError` for what is not a regular file, and
-    `ChangedWhileReading` for one that never held still.
+    Raises FileNotFoundError where nothing is, `Tf2aifError` for what is not a regular file or may
+    not be read, and `ChangedWhileReading` for one that never held still.
     """
     for _ in range(ATTEMPTS):
         # Not blocking: a pipe put there since the caller looked would wait for a writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except PermissionError as error:
+            raise not_readable(path) from error
         try:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
@@ -62,8 +65,15 @@ def hash_file(path: str | os.PathLike[str]) -> tuple[str, Signature]:
 
 
 def not_a_file(path: str | os.PathLike[str]) -> Tf2aifError:
-    """The error for a pipe, a socket or a device where data was expected."""
-    return Tf2aifError("neither a file nor a folder", at=os.fspath(path))
+    """The error for a pipe, a socket or a device where data was expected, or a folder."""
+    folder = os.path.isdir(path)
+    message = "a folder where a file was expected" if folder else "neither a file nor a folder"
+    return Tf2aifError(message, at=os.fspath(path))
+
+
+def not_readable(path: str | os.PathLike[str]) -> Tf2aifError:
+    """The error for what we may not read."""
+    return Tf2aifError("permission to read it is missing", at=os.fspath(path))
 
 
 def _hash_descriptor(descriptor: int, size: int) -> str:

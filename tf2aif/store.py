@@ -109,8 +109,9 @@ class Store:
     ) -> ActionRecord:
         """Store everything in a folder as what an action made; the record as `find` will give it.
 
+        `result` comes back as JSON has it: tuples as lists, NaN and infinity as None.
         Raises StepFailed for what cannot be stored (a link to a folder of the artifact, a pipe, a
-        name that is not text), and `Tf2aifError` where the store is full or cannot be written.
+        name that is not UTF-8), and `Tf2aifError` where the store is full or cannot be written.
         """
         outputs, folders = _contents(folder)
         record = ActionRecord(
