@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from project import UserProject, write_model
 
-from tf2aif.toolchains.installed import installed
+from tf2aif.toolchains.installed import look_again
 
 EVERYTHING = {
     "import",
@@ -97,7 +97,7 @@ def test_checkout_moved_without_its_build_folder(built: Project, tmp_path: Path)
 
 def test_one_byte_of_the_calibration_set(built: Project) -> None:
     samples = np.load(built.path("calibration.npy"))
-    samples[3] *= 0.5
+    samples[3] *= 3  # a new range
     np.save(built.path("calibration.npy"), samples)
     assert built.build() == {"calibration", *INT8}
 
@@ -121,7 +121,7 @@ def test_another_recipe_is_left_alone(built: Project) -> None:
     built.write(other, "second")
     assert built.build() == set()  # the same facts: all of it comes from the store
     samples = np.load(built.path("other.npy"))
-    samples[0] *= 0.5
+    samples[0] *= 3
     np.save(built.path("other.npy"), samples)
     assert built.build() == {"calibration", *INT8}
     assert built.last is not None
@@ -167,8 +167,7 @@ def test_imported_code_edited_with_its_old_time_and_size(built: Project) -> None
 
 def test_one_weight_of_the_model(built: Project) -> None:
     write_model(built.path("model"), built.exported, nudge=0.01)
-    ran = built.build()
-    assert ran == EVERYTHING - {"calibration", "evaluation"}
+    assert built.build() == EVERYTHING
 
 
 def test_model_exported_again_with_the_same_weights(built: Project) -> None:
@@ -180,7 +179,7 @@ def test_model_exported_again_with_the_same_weights(built: Project) -> None:
 
 
 def test_a_recipe_value_that_one_step_reads(built: Project) -> None:
-    built.write(built.recipe(calibration={"data": "calibration.npy", "samples": 16}))
+    built.write(built.recipe(calibration={"data": "calibration.npy", "samples": 2}))
     assert built.build() == {"calibration", *INT8}
 
 
@@ -232,11 +231,11 @@ def pretend_version(
         folder.mkdir(parents=True)
         (folder / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
         monkeypatch.syspath_prepend(str(site))
-        installed.cache_clear()
+        look_again()
 
     yield pretend
     monkeypatch.undo()
-    installed.cache_clear()
+    look_again()
 
 
 def test_version_of_the_engine(built: Project, pretend_version: Callable[[str, str], None]) -> None:
@@ -248,9 +247,8 @@ def test_version_of_the_converter(
     built: Project, pretend_version: Callable[[str, str], None]
 ) -> None:
     pretend_version("tensorflow", "99.0")
-    assert built.build() == {
-        "import", "reference", "tflite-fp32", "tflite-int8", "native-fp32", "check-arm-tf-fp32",
-    }  # fmt: skip
+    ran = {"import", "reference", "tflite-fp32", "tflite-int8", "check-arm-tf-fp32"}
+    assert built.build() == ran  # the native artifact is a copy of what is imported
 
 
 def test_version_of_a_library_that_is_only_loaded(

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from .variables import environment_facts
 
-__all__ = ["environment_facts", "installed", "loaded", "normalize"]
+__all__ = ["environment_facts", "installed", "loaded", "look_again", "normalize"]
 
 
 def normalize(name: str) -> str:
@@ -33,9 +33,15 @@ def installed() -> Mapping[str, str]:
     """Every distribution here -> its version, by normalised name; read once a process.
 
     Where two folders of `sys.path` have the same distribution, the first one counts, as it does
-    when it is imported. `installed.cache_clear()` makes it look again.
+    when it is imported. `look_again` forgets what was read.
     """
     return {name: version for name, (version, _) in _metadata().items()}
+
+
+def look_again() -> None:
+    """Forget what was read of `sys.path`, which has changed."""
+    for cached in (installed, _metadata, _owners):
+        cached.cache_clear()
 
 
 def loaded(modules: Mapping[str, ModuleType], own: Collection[str] = ()) -> dict[str, str]:
