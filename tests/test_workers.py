@@ -250,7 +250,7 @@ def test_a_fatal_step_is_one_failed_step(
 
 
 def test_a_result_that_json_cannot_hold_is_refused(do: Do) -> None:
-    with pytest.raises(StepFailed, match="returned what JSON cannot hold: .* type object"):
+    with pytest.raises(StepFailed, match=r"returned what JSON cannot hold: .* type object"):
         do("give", strange=True)
 
 

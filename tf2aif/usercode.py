@@ -220,9 +220,18 @@ def _library_prefixes() -> tuple[str, ...]:
     scheme = sysconfig.get_paths()
     folders = {scheme[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders |= {*site.getsitepackages(), site.getusersitepackages(), os.path.dirname(__file__)}
-    folders |= {"/proc", "/sys", "/dev", "/etc", "/lib", "/lib64", "/usr/lib", "/usr/share"}
-    if sys.prefix != sys.base_prefix:  # a virtual environment holds nothing but distributions
-        folders.add(sys.prefix)
+    folders |= {
+        "/proc",
+        "/sys",
+        "/dev",
+        "/etc",
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/local/lib",
+        "/usr/share",
+    }
+    folders |= {sys.prefix, sys.base_prefix} - {"/", "/usr", "/usr/local"}  # theirs alone
     folders |= {os.path.realpath(folder) for folder in folders}
     return tuple(sorted(folder.rstrip(os.sep) + os.sep for folder in folders))
 

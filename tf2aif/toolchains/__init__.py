@@ -41,11 +41,15 @@ class Root(NamedTuple):
 
 
 class Toolchain(NamedTuple):
-    """How a toolchain is found; `extra` is what `pip install 'tf2aif[extra]'` brings it with."""
+    """How a toolchain is found, and what its worker starts with."""
 
     kind: str
     roots: tuple[Root, ...]
     extra: str = ""
+    """`pip install 'tf2aif[extra]'` brings it; without one, tf2aif itself does."""
+    probes: tuple[str, ...] = ()
+    """Distributions that a root imports on its way wherever they are there, though no step needs
+    them: loaded at the start too, so that no process seems to have learnt of them later."""
 
 
 class Identity(NamedTuple):
@@ -102,7 +106,12 @@ TOOLCHAINS: dict[str, Toolchain] = {
         "tensorflow",
     ),
     "litert": Toolchain("environment", (_LITERT,), "litert"),
-    "openvino": Toolchain("environment", (_OPENVINO, Root(("nncf",), ("nncf",))), "openvino"),
+    "openvino": Toolchain(
+        "environment",
+        (_OPENVINO, Root(("nncf",), ("nncf",))),
+        "openvino",
+        probes=("onnx", "torch"),  # NNCF asks each framework whether a model is its own
+    ),
     "bench": Toolchain(
         "environment",
         (_TENSORFLOW, _LITERT._replace(optional=True), _OPENVINO._replace(optional=True)),

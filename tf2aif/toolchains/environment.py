@@ -36,8 +36,9 @@ def command(toolchain: Toolchain) -> list[str]:  # noqa: ARG001
 
 
 def warm_modules(toolchain: Toolchain) -> tuple[str, ...]:
-    """The modules of those roots that are there."""
-    return tuple(module for root in toolchain.roots if _present(root) for module in root.modules)
+    """The modules of those roots that are there, then the probes."""
+    roots = (module for root in toolchain.roots if _present(root) for module in root.modules)
+    return (*roots, *(name for name in toolchain.probes if name in installed()))
 
 
 def _present(root: Root) -> dict[str, str]:

@@ -1,0 +1,302 @@
+"""Toolchains say what they are, or what is lacking; workers see no variable by accident."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tf2aif import toolchains
+from tf2aif.errors import Tf2aifError
+from tf2aif.toolchains import KINDS, TOOLCHAINS, Identity, Missing, identity
+from tf2aif.toolchains import installed as here
+from tf2aif.toolchains.installed import installed, loaded, normalize
+from tf2aif.toolchains.variables import FIXED, child_environment, environment_facts
+from tf2aif.workers import Request, Workers
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def site_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The only folder on `sys.path`: a test puts distributions in it."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    _forget()
+    yield tmp_path
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget() -> None:
+    for function in (here.installed, here._metadata, here._owners):
+        function.cache_clear()
+
+
+def distribution(site_dir: Path, name: str, version: str, files: tuple[str, ...] = ()) -> None:
+    """Lay out an installed distribution as pip does."""
+    info = site_dir / f"{name}-{version}.dist-info"
+    info.mkdir()
+    (info / "RECORD").write_text("".join(f"{file},sha256=x,1\n" for file in files))
+    for file in files:
+        (site_dir / file).parent.mkdir(parents=True, exist_ok=True)
+        (site_dir / file).write_text("")
+
+
+def module(name: str, file: Path | None) -> ModuleType:
+    made = ModuleType(name)
+    if file:
+        made.__file__ = str(file)
+    return made
+
+
+# -- contract: every toolchain in the table --
+
+
+@pytest.mark.parametrize("name", TOOLCHAINS)
+def test_a_toolchain_is_here_or_says_what_is_lacking(name: str) -> None:
+    tool = identity(name)
+    if isinstance(tool, Missing):
+        assert tool.what
+        assert tool.hint.startswith("pip install ")
+    else:
+        assert tool.versions
+        assert set(tool.facts()) == {"kind", "python", "platform", *tool.versions}
+        assert all(tool.facts().values())
+
+
+@pytest.mark.parametrize("name", TOOLCHAINS)
+def test_a_toolchain_names_what_pyproject_brings(name: str) -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tool = TOOLCHAINS[name]
+    brought = (
+        project["optional-dependencies"][tool.extra] if tool.extra else project["dependencies"]
+    )
+    text = " ".join(brought)
+    for root in tool.roots:
+        assert root.optional or any(dist in text for dist in root.distributions)
+        assert all(normalize(dist) == dist for dist in root.distributions)
+    assert tool.kind in KINDS
+
+
+def test_an_unknown_toolchain_names_those_that_there_are() -> None:
+    with pytest.raises(Tf2aifError) as caught:
+        identity("tensorrt")
+    assert "tensorflow" in caught.value.faults[0].hint
+
+
+def test_the_identity_of_this_environment() -> None:
+    import numpy
+
+    tool = identity("python")
+    assert isinstance(tool, Identity)
+    assert tool.kind == "environment"
+    assert tool.python == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert tool.platform == f"linux-{os.uname().machine}"
+    assert tool.versions == {"numpy": numpy.__version__}
+
+
+def test_all_of_a_root_that_is_there_counts_and_optional_ones_may_lack(site_dir: Path) -> None:
+    assert identity("tensorflow") == Missing("tensorflow", "pip install 'tf2aif[tensorflow]'")
+    for name in ("tensorflow", "tensorflow_cpu"):
+        distribution(site_dir, name, "2.21.0")
+    _forget()
+    assert identity("tensorflow") == Missing("keras", "pip install 'tf2aif[tensorflow]'")
+    distribution(site_dir, "keras", "3.15.1")
+    _forget()
+    tool = identity("tensorflow")
+    assert isinstance(tool, Identity)
+    assert sorted(tool.versions) == ["keras", "tensorflow", "tensorflow-cpu"]
+    assert toolchains.warm_modules("tensorflow") == ("tensorflow", "keras")
+    assert toolchains.warm_modules("bench") == ("tensorflow",)
+
+
+# -- what is installed --
+
+
+def test_versions_agree_with_importlib() -> None:
+    theirs: dict[str, str] = {}
+    for dist in importlib.metadata.distributions():
+        theirs.setdefault(normalize(dist.metadata["Name"]), dist.version)
+    assert dict(installed()) == theirs
+
+
+def test_top_level_modules_agree_with_importlib() -> None:
+    theirs = importlib.metadata.packages_distributions()
+    for name in ("numpy", "msgspec", "yaml", "google", "PIL", "sklearn", "xxhash", "_pytest"):
+        if name in theirs:
+            ours = here._owners()[name]
+            assert set(ours) == {normalize(dist) for dist in theirs[name]}
+
+
+def test_names_are_normalised(site_dir: Path) -> None:
+    distribution(site_dir, "AI_Edge.LiteRT", "2.3.0+local.1")
+    distribution(site_dir, "~umpy", "1.0")  # what a failed pip leaves
+    _forget()
+    assert installed() == {"ai-edge-litert": "2.3.0+local.1"}
+
+
+def test_eggs_and_editable_installs_count(site_dir: Path) -> None:
+    (site_dir / "old_style-1.2-py3.11.egg-info").mkdir()
+    (site_dir / "developed.egg-info").mkdir()
+    (site_dir / "developed.egg-info" / "PKG-INFO").write_text("Name: developed\nVersion: 0.3\n\n")
+    (site_dir / "bare.egg-info").mkdir()
+    distribution(site_dir, "edited", "4", ("_editable_impl_edited.pth",))
+    _forget()
+    assert installed() == {"old-style": "1.2", "developed": "0.3", "bare": "unknown", "edited": "4"}
+
+
+def test_the_first_folder_counts(site_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = site_dir / "first", site_dir / "second"
+    for folder, version in ((first, "1"), (second, "2")):
+        folder.mkdir()
+        distribution(folder, "numpy", version)
+    monkeypatch.setattr(sys, "path", ["/no/such/folder", str(first), str(second)])
+    _forget()
+    assert installed() == {"numpy": "1"}
+
+
+# -- what is loaded --
+
+
+def test_loaded_modules_name_their_distributions(site_dir: Path) -> None:
+    distribution(site_dir, "PyYAML", "6", ("yaml/__init__.py", "_yaml/__init__.py"))
+    distribution(site_dir, "six", "1.17", ("six.py",))
+    distribution(site_dir, "native", "1", ("_native.cpython-311-x86_64-linux-gnu.so",))
+    distribution(site_dir, "other", "1", ("other/__init__.py",))
+    _forget()
+    modules = {name: module(name, None) for name in ("yaml.nodes", "six", "_native", "sys")}
+    assert loaded(modules) == {"native": "1", "pyyaml": "6", "six": "1.17"}
+    assert loaded(modules, own={"six"}) == {"native": "1", "pyyaml": "6"}
+
+
+def test_a_shared_namespace_counts_by_the_files_that_are_loaded(site_dir: Path) -> None:
+    distribution(site_dir, "protobuf", "7", ("google/protobuf/message.py",))
+    distribution(site_dir, "google_auth", "2", ("google/auth/__init__.py",))
+    _forget()
+    modules: Mapping[str, ModuleType] = {
+        "google": module("google", None),
+        "google.protobuf.message": module("m", site_dir / "google/protobuf/message.py"),
+    }
+    assert loaded(modules) == {"protobuf": "7"}
+    assert loaded({"google": module("google", None)}) == {"google-auth": "2", "protobuf": "7"}
+
+
+# -- variables --
+
+
+def test_a_variable_is_passed_on_listed_or_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STRAY", "LISTED", "TF_XLA_FLAGS", "TF_CPP_VMODULE", "DNNL_VERBOSE", "LC_ALL"):
+        monkeypatch.setenv(name, "1")
+    seen = child_environment(("LISTED", "UNSET"))
+    assert {"LISTED", "TF_XLA_FLAGS", "TF_CPP_VMODULE", "DNNL_VERBOSE", "LC_ALL", "PATH"} <= set(
+        seen
+    )
+    assert not {"STRAY", "UNSET"} & set(seen)
+    facts = environment_facts(("LISTED", "UNSET"))
+    assert {"LISTED", "TF_XLA_FLAGS"} <= set(facts)
+    assert not {"STRAY", "TF_CPP_VMODULE", "DNNL_VERBOSE", "LC_ALL", "PATH"} & set(facts)
+
+
+def test_whatever_a_worker_sees_of_a_vendors_variables_is_a_fact_or_fixed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert child_environment()["KERAS_BACKEND"] == "tensorflow"
+    assert "KERAS_BACKEND" not in environment_facts()
+    assert environment_facts()["OMP_NUM_THREADS"] == "3"
+
+
+def test_the_log_level_is_a_default_and_the_rest_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    monkeypatch.setenv("PYTHONHASHSEED", "123")
+    assert child_environment()["TF_CPP_MIN_LOG_LEVEL"] == "2"
+    assert FIXED.items() <= child_environment().items()
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    assert child_environment()["TF_CPP_MIN_LOG_LEVEL"] == "0"
+
+
+# -- cost --
+
+
+def test_asking_loads_nothing_heavy_and_is_quick() -> None:
+    code = """
+import sys, time
+from tf2aif.toolchains import TOOLCHAINS, identity
+from tf2aif.toolchains.installed import environment_facts, installed
+start = time.process_time()
+installed()
+took = time.process_time() - start
+[identity(name) for name in TOOLCHAINS]
+environment_facts()
+heavy = {"msgspec", "importlib.metadata", "numpy", "tensorflow", "keras", "openvino"}
+print(took, sorted(heavy & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    runs = [subprocess.check_output(command, env=environment, text=True) for _ in range(3)]
+    assert {run.split(maxsplit=1)[1].strip() for run in runs} == {"[]"}
+    assert min(float(run.split()[0]) for run in runs) < 0.003
+
+
+def test_installed_is_read_once() -> None:
+    installed()
+    start = time.perf_counter()
+    for _ in range(1000):
+        installed()
+    assert time.perf_counter() - start < 0.05
+
+
+# -- real toolchains, warm --
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workers, Path]]:
+    folder = tmp_path_factory.mktemp("converted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        with Workers() as workers:
+            yield workers, folder
+
+
+CONVERSIONS = [
+    ("tensorflow", ["save_keras", "tflite_int8", "saved_model_runs"]),
+    ("openvino", ["openvino_int8", "openvino_runs"]),
+    ("litert", ["litert_runs"]),
+]
+
+
+@pytest.mark.parametrize(("toolchain", "deeds"), CONVERSIONS, ids=[c[0] for c in CONVERSIONS])
+def test_real_conversions_keep_their_process(
+    converted: tuple[Workers, Path], toolchain: str, deeds: list[str]
+) -> None:
+    """What steps usually load is loaded before the first one, so no process retires early."""
+    if isinstance(identity(toolchain), Missing):
+        pytest.skip(f"toolchain {toolchain} is not installed")
+    workers, folder = converted
+    observed, pids = [], set()
+    for deed in deeds:
+        request = Request(
+            step=f"lenet/{deed}",
+            kind="deed",
+            module="conversions",
+            toolchain=toolchain,
+            options={"do": deed},
+            out=str(folder),
+        )
+        outcome = workers.run(request, log=folder / f"{deed}.txt", timeout_s=300)
+        pids.add(outcome.result["pid"])
+        observed.append(outcome.observed)
+    assert len(pids) == 1
+    assert all(facts == observed[0] for facts in observed)
+    roots = {dist for root in TOOLCHAINS[toolchain].roots for dist in root.distributions}
+    assert roots & {name.removeprefix("dist.") for name in observed[0]}
