@@ -1,0 +1,166 @@
+"""The four scenarios by MLPerf's own LoadGen, from its Python package `mlcommons-loadgen`.
+
+Its trace says of each sample when it was due and when its answer came; that is what counts here,
+so the times are LoadGen's own. It has wheels for x86-64 only.
+
+Source: LoadGen's `test_settings.h` and `logging.cc`, release 6.0.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from .crew import Crew
+from .generator import cut
+from .load import Load, Pace, Window, target_qps
+
+MODULE = "mlperf_loadgen"
+SCENARIOS = {
+    "single-stream": "SingleStream",
+    "multi-stream": "MultiStream",
+    "server": "Server",
+    "offline": "Offline",
+}
+SHORTEST = 4.0  # a stream's queries are drawn before it starts, for latencies that much shorter
+
+
+def is_installed() -> bool:
+    """Whether LoadGen is on this machine."""
+    return find_spec(MODULE) is not None
+
+
+def identity() -> str:
+    """Its distribution and version."""
+    return f"mlcommons-loadgen {version('mlcommons-loadgen')}"
+
+
+def run(crew: Crew, load: Load, pace: Pace, number: int) -> Window:
+    """Run one window of the load's scenario in mode PerformanceOnly."""
+    lg = import_module(MODULE)  # it has no types
+
+    crew.take_failures()
+    with tempfile.TemporaryDirectory(prefix="tf2aif-loadgen-") as folder:
+        under_test = _UnderTest(lg, crew)
+        system = lg.ConstructSUT(under_test.issue, lambda: None)
+        library = lg.ConstructQSL(crew.samples, crew.samples, lambda _: None, lambda _: None)
+        try:
+            lg.StartTestWithLogSettings(
+                system,
+                library,
+                _settings(lg, load, pace, number),
+                _log_settings(lg, folder),
+                str(Path(folder, "audit.config")),  # else one in the current folder is obeyed
+            )
+        finally:
+            lg.DestroyQSL(library)
+            lg.DestroySUT(system)
+        if under_test.raised is not None:
+            raise under_test.raised
+        window = read_trace(Path(folder, "mlperf_log_trace.json"))
+    return msgspec.structs.replace(window, failures=crew.take_failures())
+
+
+class _UnderTest:
+    """What LoadGen calls. An exception that reached LoadGen would end the process."""
+
+    def __init__(self, lg: Any, crew: Crew) -> None:
+        self._lg = lg
+        self._crew = crew
+        self.raised: BaseException | None = None
+
+    def issue(self, query: list[Any]) -> None:
+        """Ask for one query's samples; a stream's query on LoadGen's own thread."""
+        left = query
+        try:
+            if self.raised is None and len(query) <= self._crew.rows and self._crew.size == 1:
+                self._crew.ask([sample.index for sample in query])
+            elif self.raised is None:
+                for part in cut(query, self._crew.rows):
+                    self._crew.put([sample.index for sample in part], self._completion(part))
+                    left = left[len(part) :]
+        except BaseException as error:  # Ctrl-C among others; raised again when LoadGen is done
+            self.raised = error
+        if left:
+            self._complete(left)
+
+    def _completion(self, part: Sequence[Any]) -> Callable[[], None]:
+        return lambda: self._complete(part)
+
+    def _complete(self, samples: Sequence[Any]) -> None:
+        respond = self._lg.QuerySampleResponse
+        self._lg.QuerySamplesComplete([respond(sample.id, 0, 0) for sample in samples])
+
+
+def _settings(lg: Any, load: Load, pace: Pace, number: int) -> Any:
+    settings = lg.TestSettings()
+    settings.scenario = getattr(lg.TestScenario, SCENARIOS[load.scenario])
+    settings.mode = lg.TestMode.PerformanceOnly
+    settings.min_duration_ms = math.ceil(load.window_s * 1e3)
+    settings.min_query_count = load.min_queries
+    expected_ns = max(1000, int(pace.request_s * 1e9 / SHORTEST))
+    settings.single_stream_expected_latency_ns = expected_ns
+    settings.multi_stream_expected_latency_ns = expected_ns
+    settings.multi_stream_samples_per_query = load.samples_per_query
+    settings.offline_expected_qps = max(1.0, pace.throughput)
+    settings.server_target_qps = target_qps(load, pace)
+    settings.qsl_rng_seed = settings.sample_index_rng_seed = load.seed * 1000 + number
+    settings.schedule_rng_seed = load.seed * 1000 + number
+    return settings
+
+
+def _log_settings(lg: Any, folder: str) -> Any:
+    output = lg.LogOutputSettings()
+    output.outdir = folder
+    output.copy_summary_to_stdout = False
+    log = lg.LogSettings()
+    log.log_output = output
+    log.enable_trace = True
+    log.log_mode_async_poll_interval_ms = 50
+    return log
+
+
+class _SampleTimes(Struct, frozen=True):
+    query_seq: int
+    complete_ns: int  # from when it was due
+
+
+class _SampleEvent(Struct, frozen=True):
+    ts: float  # when it was due, microseconds
+    args: _SampleTimes
+
+
+def read_trace(path: Path) -> Window:
+    """The queries of a trace; one's latency is that of its last sample."""
+    latencies: dict[int, int] = {}
+    samples, first_ns, last_ns = 0, math.inf, 0.0
+    for event in _sample_events(path):
+        query, taken_ns = event.args.query_seq, event.args.complete_ns
+        latencies[query] = max(latencies.get(query, 0), taken_ns)
+        samples += 1
+        first_ns = min(first_ns, event.ts * 1e3)
+        last_ns = max(last_ns, event.ts * 1e3 + taken_ns)
+    ordered = [latencies[query] for query in sorted(latencies)]
+    return Window(
+        latencies_ns=np.asarray(ordered, np.int64),
+        samples=samples,
+        duration_s=(last_ns - first_ns) / 1e9,
+    )
+
+
+def _sample_events(path: Path) -> Iterator[_SampleEvent]:
+    decode = msgspec.json.Decoder(_SampleEvent).decode
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.startswith(b'{"name":"Sample","cat":"default","ph":"b"'):
+                yield decode(line.rstrip(b",\r\n"))
