@@ -2,25 +2,17 @@
 
 Python trusts a `.pyc` whose source has the same size and time stamp, so an edit that restores both
 would go unseen. Here every module of the user is compiled from the bytes that were read, and those
-bytes are what its digest is of. An audit hook notes which files the code opens. It does not see
-what native libraries (HDF5, TensorFlow's own readers) or other processes open: such files are
-named in the recipe, under `files`.
+bytes are what its digest is of.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib.machinery
 import os
-import site
-import stat
 import sys
-import sysconfig
-import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import (
     ExtensionFileLoader,
@@ -34,10 +26,9 @@ from typing import Any
 
 from .digest import digest_bytes
 from .errors import Fault, StepFailed
-from .facts import ABSENT, Facts
-from .observed import file_value, is_below, list_digest, path_name
-
-_Stat = tuple[int, int, int, int, int]
+from .facts import ABSENT
+from .observed import file_value
+from .watch import active_watch, is_library
 
 
 def load_function(path: Path, name: str) -> Callable[..., Any]:
@@ -83,159 +74,6 @@ def own_modules() -> set[str]:
     return {name for name, module in modules if getattr(module, "__file__", None) in _sources}
 
 
-@contextlib.contextmanager
-def watching(folder: Path, ignore: Iterable[Path] = ()) -> Iterator[Watch]:
-    """Note what is read until the end of the block, apart from Python itself and `ignore`.
-
-    `folder` is the recipe's: names are relative to it. One watch at a time in a process.
-    """
-    global _watch
-    _install()
-    watch = Watch(str(folder), tuple(os.path.abspath(path) for path in ignore))
-    before, _watch = _watch, watch
-    try:
-        yield watch
-    finally:
-        _watch = before
-
-
-class Watch:
-    """What the user's code reads: modules, files, folders, and what it looked for in vain."""
-
-    def __init__(self, folder: str, ignore: tuple[str, ...]) -> None:
-        self._folder = folder
-        self._ignore = ignore
-        self._modules: dict[str, str] = {}
-        self._files: dict[str, _Stat | None] = {}
-        self._folders: dict[str, str] = {}
-        self._written: set[str] = set()
-
-    def facts(self) -> Facts:
-        """What was observed, by the names of `tf2aif.observed`, sorted; asked after the block.
-
-        Raises StepFailed where something that was read has changed since.
-        """
-        facts: Facts = {f"module.{self._name(p)}": self._module(p) for p in self._modules}
-        skip = self._modules.keys() | self._written
-        for path, seen in self._files.items():
-            if path not in skip and (value := self._file(path, seen)) is not None:
-                facts[f"file.{self._name(path)}"] = value
-        facts |= {f"folder.{self._name(p)}": self._listing(p) for p in self._folders}
-        return dict(sorted(facts.items()))
-
-    def note_module(self, path: str, digest: str) -> None:
-        """A module's bytes were executed, or ABSENT: it was looked for here."""
-        self._modules[path] = digest
-
-    def note_open(self, path: object, mode: object, flags: object) -> None:
-        """A file is about to be opened; whether that will succeed is not known."""
-        if (name := self._outside(path)) is None:
-            return
-        if _writes_first(mode, flags):
-            self._note_written(name)
-        elif self._files.get(name) is None:
-            self._files[name] = _stat_of(name)
-
-    def note_rename(self, path: object) -> None:
-        """A file takes another's place: the usual end of writing one."""
-        if (name := self._outside(path)) is not None:
-            self._note_written(name)
-
-    def _note_written(self, name: str) -> None:
-        if self._files.get(name) is None:  # else it was read before: that it changes is a fault
-            self._written.add(name)
-
-    def note_listing(self, path: object) -> None:
-        """The names in a folder are about to be read."""
-        name = self._outside("." if path is None else path)
-        if name is not None and name not in self._folders:
-            self._folders[name] = list_digest(name)
-
-    def _outside(self, path: object) -> str | None:
-        """The absolute path, where it is one of the user's own."""
-        if not isinstance(path, str | bytes | os.PathLike):
-            return None  # a file descriptor: it was opened before
-        name = os.path.abspath(os.fsdecode(path))
-        if is_library(name) or any(is_below(name, folder) for folder in self._ignore):
-            return None
-        return name
-
-    def _name(self, path: str) -> str:
-        return path_name(path, self._folder)
-
-    def _module(self, path: str) -> str:
-        value = self._modules[path]
-        self._same(path, value, file_value(path))
-        return value
-
-    def _listing(self, path: str) -> str:
-        value = self._folders[path]
-        self._same(path, value, list_digest(path))
-        return value
-
-    def _file(self, path: str, seen: _Stat | None) -> str | None:
-        """Its digest; None for what is no regular file."""
-        value = file_value(path)
-        self._same(path, seen, _stat_of(path))  # after hashing: the hash is of what was opened
-        regular = seen is None or stat.S_ISREG(seen[0])
-        return value if regular else None
-
-    @staticmethod
-    def _same(path: str, before: object, after: object) -> None:
-        if before != after:
-            raise StepFailed(
-                "a file that the code reads changed while the step ran, so nothing was stored",
-                at=path,
-                hint="build again; a file that the code itself writes belongs in the output",
-            )
-
-
-def _writes_first(mode: object, flags: object) -> bool:
-    """Whether what is in the file before does not matter: it is emptied, or only written."""
-    if isinstance(mode, str):
-        return mode[:1] in ("w", "x", "a")
-    return isinstance(flags, int) and (
-        flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_TRUNC != 0
-    )
-
-
-def _stat_of(path: str) -> _Stat | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    if not stat.S_ISREG(found.st_mode):
-        return (found.st_mode, 0, 0, 0, 0)
-    return (found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def is_library(path: str) -> bool:
-    """Whether a path belongs to Python, to an installed distribution, to us, or to the system."""
-    return path.startswith(_library_prefixes())
-
-
-@cache
-def _library_prefixes() -> tuple[str, ...]:
-    """Folders whose content the versions of distributions stand for, or that hold no data."""
-    scheme = sysconfig.get_paths()
-    folders = {scheme[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    folders |= {*site.getsitepackages(), site.getusersitepackages(), os.path.dirname(__file__)}
-    folders |= {
-        "/proc",
-        "/sys",
-        "/dev",
-        "/etc",
-        "/lib",
-        "/lib64",
-        "/usr/lib",
-        "/usr/local/lib",
-        "/usr/share",
-    }
-    folders |= {sys.prefix, sys.base_prefix} - {"/", "/usr", "/usr/local"}  # theirs alone
-    folders |= {os.path.realpath(folder) for folder in folders}
-    return tuple(sorted(folder.rstrip(os.sep) + os.sep for folder in folders))
-
-
 class _Loader(SourceFileLoader):
     """Compiles what it reads, always."""
 
@@ -258,8 +96,8 @@ class _Finder(MetaPathFinder):
             return spec
         if type(spec.loader) is SourceFileLoader:
             spec.loader = _Loader(fullname, origin)
-        elif isinstance(spec.loader, SourcelessFileLoader | ExtensionFileLoader) and _watch:
-            _watch.note_module(origin, file_value(origin))
+        elif isinstance(spec.loader, SourcelessFileLoader | ExtensionFileLoader):
+            _note(origin, file_value(origin))
         return spec
 
     def _ask_others(
@@ -275,10 +113,6 @@ _finder = _Finder()
 _loaded: dict[tuple[str, str], ModuleType] = {}
 _sources: set[str] = set()  # paths of the user's modules, to find their lines in a traceback
 _roots: list[str] = []  # folders of the files that functions were loaded from
-_watch: Watch | None = None
-_hooked = False
-_busy = threading.local()
-_EVENTS = frozenset({"open", "os.listdir", "os.rename", "os.scandir"})
 
 
 def _load(path: str) -> ModuleType:
@@ -325,19 +159,22 @@ def _read_source(path: str) -> bytes:
     with open(path, "rb") as file:
         data = file.read()
     _sources.add(path)
-    if _watch:
-        _watch.note_module(path, digest_bytes(data))
+    _note(path, digest_bytes(data))
     return data
+
+
+def _note(path: str, digest: str) -> None:
+    if watch := active_watch():
+        watch.note_module(path, digest)
 
 
 def _note_absent(name: str, origin: str | None) -> None:
     """A module of that name beside the code would be taken instead of the one that was found."""
-    for root in _roots if _watch else ():
+    for root in _roots:
         for path in (os.path.join(root, name, "__init__.py"), os.path.join(root, f"{name}.py")):
             if path == origin:
                 return
-            if _watch:
-                _watch.note_module(path, ABSENT)
+            _note(path, ABSENT)
 
 
 def _asked_by_user() -> bool:
@@ -349,35 +186,12 @@ def _asked_by_user() -> bool:
 
 
 def _own_functions(module: ModuleType) -> list[str]:
-    named = sorted(vars(module).items())
-    return [
-        n
-        for n, value in named
-        if callable(value) and getattr(value, "__module__", "") == module.__name__
-    ]
+    named = ((n, v) for n, v in sorted(vars(module).items()) if callable(v))
+    return [n for n, value in named if getattr(value, "__module__", "") == module.__name__]
 
 
 def _install() -> None:
-    """Put the finder first, and the audit hook in; the hook stays as long as the process."""
-    global _hooked
+    """Put our finder before all others."""
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
         importlib.invalidate_caches()
-    if not _hooked:
-        sys.addaudithook(_audit)
-        _hooked = True
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watch is None or event not in _EVENTS or getattr(_busy, "now", False):
-        return
-    _busy.now = True
-    try:
-        if event == "open":
-            _watch.note_open(*arguments)
-        elif event == "os.rename":
-            _watch.note_rename(arguments[1])
-        elif "importlib" not in sys._getframe(1).f_code.co_filename:
-            _watch.note_listing(arguments[0])
-    finally:
-        _busy.now = False

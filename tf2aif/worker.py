@@ -160,7 +160,7 @@ def _watched(request: Request, run: Any) -> tuple[Any, Facts]:
     """Run it, and note what it reads where it is the user's code."""
     if request.code is None:
         return run(), {}
-    from .usercode import watching
+    from .watch import watching
 
     ignore = [request.out, os.getcwd(), *request.inputs.values()]
     folder = request.folder or os.path.dirname(request.code)
