@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from tf2aif import toolchains
 from tf2aif.errors import Tf2aifError
+from tf2aif.steps import STEPS
 from tf2aif.toolchains import KINDS, TOOLCHAINS, Identity, Missing, identity
 from tf2aif.toolchains import installed as here
 from tf2aif.toolchains.installed import installed, loaded, normalize
@@ -258,45 +261,61 @@ def test_installed_is_read_once() -> None:
 
 # -- real toolchains, warm --
 
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workers, Path]]:
-    folder = tmp_path_factory.mktemp("converted")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        with Workers() as workers:
-            yield workers, folder
-
-
-CONVERSIONS = [
-    ("tensorflow", ["save_keras", "tflite_int8", "saved_model_runs"]),
-    ("openvino", ["openvino_int8", "openvino_runs"]),
-    ("litert", ["litert_runs"]),
+RANDOM_SET = {"inputs": {"": {"format": "random"}}, "samples": 8}
+CHAIN: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
+    ("network", "tensorflow", {}, {}),
+    ("import", "tensorflow", {}, {"source": "network/saved_model"}),
+    ("calibration", "python", RANDOM_SET, {"model": "import"}),
+    ("reference", "tensorflow", {}, {"model": "import", "evaluation": "calibration"}),
+    (
+        "tflite",
+        "tensorflow",
+        {"precision": "int8"},
+        {"model": "import", "calibration": "calibration"},
+    ),
+    ("tflite", "tensorflow", {"precision": "fp16"}, {"model": "import"}),
+    (
+        "openvino",
+        "openvino",
+        {"precision": "int8"},
+        {"model": "import", "calibration": "calibration"},
+    ),
+    ("openvino", "openvino", {"precision": "fp32"}, {"model": "import"}),
 ]
 
 
-@pytest.mark.parametrize(("toolchain", "deeds"), CONVERSIONS, ids=[c[0] for c in CONVERSIONS])
-def test_real_conversions_keep_their_process(
-    converted: tuple[Workers, Path], toolchain: str, deeds: list[str]
-) -> None:
-    """What steps usually load is loaded before the first one, so no process retires early."""
-    if isinstance(identity(toolchain), Missing):
-        pytest.skip(f"toolchain {toolchain} is not installed")
-    workers, folder = converted
-    observed, pids = [], set()
-    for deed in deeds:
-        request = Request(
-            step=f"lenet/{deed}",
-            kind="deed",
-            module="conversions",
-            toolchain=toolchain,
-            options={"do": deed},
-            out=str(folder),
-        )
-        outcome = workers.run(request, log=folder / f"{deed}.txt", timeout_s=300)
-        pids.add(outcome.result["pid"])
-        observed.append(outcome.observed)
-    assert len(pids) == 1
-    assert all(facts == observed[0] for facts in observed)
-    roots = {dist for root in TOOLCHAINS[toolchain].roots for dist in root.distributions}
-    assert roots & {name.removeprefix("dist.") for name in observed[0]}
+def test_real_steps_keep_their_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What steps load is loaded before the first one: no process retires."""
+    for toolchain in {link[1] for link in CHAIN}:
+        if isinstance(lacking := identity(toolchain), Missing):
+            pytest.skip(f"toolchain {toolchain} lacks {lacking.what}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    observed: dict[str, set[str]] = {}
+    processes: dict[str, set[int]] = {}
+    with Workers() as workers:
+        for kind, toolchain, options, inputs in CHAIN:
+            out = tmp_path / kind
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            request = Request(
+                step=f"net/{kind}",
+                kind=kind,
+                module=STEPS.get(kind, "conversions"),
+                toolchain=toolchain,
+                options=options,
+                inputs={name: str(tmp_path / path) for name, path in inputs.items()},
+                out=str(out),
+            )
+            outcome = workers.run(request, log=tmp_path / f"{kind}.txt", timeout_s=300)
+            observed.setdefault(toolchain, set()).add(str(outcome.observed))
+            processes.setdefault(toolchain, set()).update(_idle(workers, toolchain))
+            roots = {name for root in TOOLCHAINS[toolchain].roots for name in root.distributions}
+            assert roots & {name.removeprefix("dist.") for name in outcome.observed}
+    assert {name: len(found) for name, found in processes.items()} == dict.fromkeys(processes, 1)
+    assert {name: len(found) for name, found in observed.items()} == dict.fromkeys(observed, 1)
+
+
+def _idle(workers: Workers, toolchain: str) -> set[int]:
+    """The processes that wait for another step."""
+    groups = (group for key, group in workers._idle.items() if key[0] == toolchain)
+    return {process._popen.pid for group in groups for process in group}
