@@ -126,7 +126,7 @@ def allocate(job: Job, mb: int, in_child: bool = False) -> None:
 
 def leak(job: Job, mb: int) -> dict[str, Any]:
     """Use memory and never give it back."""
-    _leaked.append(bytearray(b"\x01" * (mb << 20)))
+    _leaked.append(bytearray(b"\x01") * (mb << 20))
     return {"pid": os.getpid()}
 
 
