@@ -20,9 +20,7 @@ class Times(NamedTuple):
     peak_mb: float
 
 
-def timed(
-    command: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None
-) -> Times:
+def timed(command: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None) -> Times:
     """Run a command to its end; it must succeed. CPU time is that of all its processes."""
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -33,8 +31,7 @@ def timed(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    assert process.stdout is not None
-    output = process.stdout.read()
+    output = process.stdout.read() if process.stdout else b""
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -55,5 +52,5 @@ def machine() -> str:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    load = os.getloadavg()[0]
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, load {load:.1f}"
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    return f"{model}, {cores} cores, Python {platform.python_version()}, load {load:.1f}"

@@ -220,9 +220,7 @@ def test_a_variant_removed_and_wanted_again(built: Project) -> None:
 
 
 @pytest.fixture
-def pretend_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str, str], None]:
+def pretend_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Make a distribution look as if it had another version: the first on sys.path counts."""
 
     def pretend(name: str, version: str) -> None:
@@ -289,7 +287,9 @@ def test_a_targets_file(built: Project) -> None:
     (folder / "arm.yaml").write_text(shipped)
     assert built.build() == set()
     (folder / "arm.yaml").write_text(
-        shipped.replace("engine:\n  name: litert", "engine:\n  name: litert\n  options: {threads: 1}")
+        shipped.replace(
+            "engine:\n  name: litert", "engine:\n  name: litert\n  options: {threads: 1}"
+        )
     )
     assert built.build() == {"check-arm-fp32", "check-arm-int8"}
 
@@ -345,7 +345,9 @@ def test_output_changed_by_hand(built: Project, how: str) -> None:
 
 def test_stored_object_corrupted(built: Project, tmp_path: Path) -> None:
     right = (built.artifact("arm-int8") / "model.tflite").read_bytes()
-    blobs = [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size == len(right)]
+    blobs = [
+        p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size == len(right)
+    ]
     hit = [p for p in blobs if p.read_bytes() == right]
     assert hit
     for path in hit:
@@ -411,5 +413,3 @@ def test_plan_says_what_runs_and_runs_nothing(built: Project) -> None:
     }
     logs = (built.root / "build" / "digits" / ".steps").glob("*.log")
     assert all(log.stat().st_mtime < before for log in logs)
-
-

@@ -14,7 +14,7 @@ import msgspec
 
 from .errors import Fault, FilesError, GateFailed, StepFailed, Tf2aifError, ToolchainMissing
 from .execute import Done, Result, bring_up_to_date
-from .freshness import assess
+from .freshness import TO_RUN, assess, survey
 from .graph import Graph, Variant, plan
 from .record import (
     VariantRecord,
@@ -24,7 +24,7 @@ from .record import (
     write_failure,
     write_variant,
 )
-from .spec.load import load_project
+from .spec.load import LoadedRecipe, load_project
 from .toolchains import Missing, identity
 from .workers import Workers
 from .workspace import Workspace
@@ -49,8 +49,15 @@ class Event(msgspec.Struct, frozen=True):
 class Build:
     """All that one build knows. Its methods may be called from several threads."""
 
-    def __init__(self, graph: Graph, workspace: Workspace, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        workspace: Workspace,
+        recipes: Iterable[LoadedRecipe] = (),
+        workers: Workers | None = None,
+    ) -> None:
         self.graph = graph
+        self.recipes = tuple(recipes)
         self.workspace = workspace
         self.workers = workers or Workers()
         self.missing = _missing(graph)
@@ -76,7 +83,22 @@ class Build:
         only = tuple(targets)
         _known(only, loaded.targets)
         graph = plan(loaded.recipes, loaded.targets, only_targets=only, platform=this_platform())
-        return cls(graph, Workspace(project), workers)
+        return cls(graph, Workspace(project), loaded.recipes, workers)
+
+    def check(self) -> None:
+        """Look at the files of each recipe that has something to run, before TensorFlow is loaded.
+
+        Raises FilesError with all that is wrong with models, samples and code.
+        """
+        verdicts = survey(self.graph, self.workspace)
+        stale = {name.partition("/")[0] for name, v in verdicts.items() if v.state in TO_RUN}
+        if stale:
+            from .spec.check import recipe_file_faults  # slow to import
+
+            todo = [loaded for loaded in self.recipes if loaded.name in stale]
+            faults = [fault for loaded in todo for fault in recipe_file_faults(loaded)]
+            if faults:
+                raise FilesError(faults)
 
     # What the tasks call.
 

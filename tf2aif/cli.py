@@ -223,6 +223,7 @@ def _really_build(
 
     build = Build.load([Path(r) for r in recipes], Path(project), targets=arguments.target)
     try:
+        build.check()
         with follow(build, quiet=arguments.json):
             run(build, jobs=arguments.jobs)
         report, code = _report(build), build.exit_code(strict=arguments.strict)
@@ -353,7 +354,7 @@ def _init(arguments: argparse.Namespace) -> int:
     dest = Path(arguments.output or f"recipes/{model.stem}.yaml")
     if dest.exists():
         raise Tf2aifError(f"{dest} is there already", hint="name another file with -o")
-    text = write_recipe_for(model, dest)
+    text = write_recipe_for(model, dest, Path.cwd())
     dest.parent.mkdir(parents=True, exist_ok=True)
     dest.write_text(text, encoding="utf-8")
     if arguments.json:
@@ -414,13 +415,16 @@ def _cache(arguments: argparse.Namespace) -> int:
     from .store import Store
 
     store = Store()
+    found: msgspec.Struct
     if arguments.action == "info":
         found = store.info()
     elif arguments.action == "verify":
         found = store.verify()
     else:
         found = store.gc(
-            max_size=arguments.max_size, older_than=arguments.older_than, dry_run=arguments.dry_run
+            max_size_bytes=arguments.max_size,
+            older_than_s=arguments.older_than,
+            dry_run=arguments.dry_run,
         )
     shape = msgspec.to_builtins(found)
     if arguments.json:

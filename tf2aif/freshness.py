@@ -22,15 +22,16 @@ from .digest import digest_tree, list_tree
 from .errors import Tf2aifError
 from .facts import Facts, Value, explain, flatten, key
 from .graph import Graph, Step
+from .observed import current_value
 from .store import ActionRecord, OutputFile
 from .toolchains import Missing, environment_facts, identity
-from .observed import current_value
 from .workspace import Workspace
 
 SCHEMA = 1  # of the facts themselves: raised when their meaning changes
 
 Current = Callable[[str], Value]  # the present value of an observed fact, by its name
 State = Literal["fresh", "stored", "stale", "waiting", "missing"]
+TO_RUN: tuple[State, ...] = ("stale", "waiting")
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +96,7 @@ def assess(step: Step, workspace: Workspace, artifacts: Mapping[str, str] | None
     def current(name: str) -> Value:
         return current_value(name, Path(step.folder), workspace.stats)
 
-    if made and made.key == base and _observed(made, current) == made.observed:
+    if made and made.key == base and not explain(made.observed, _observed(made, current)):
         if _stands(workspace.artifact(step), made, workspace):
             return Verdict(state="fresh", key=base, facts=facts, record=made)
         reasons: tuple[str, ...] = ("its output was changed or removed",)
@@ -161,9 +162,10 @@ def _observed(record: ActionRecord, current: Current) -> Facts:
 
 def _stands(folder: Path, record: ActionRecord, workspace: Workspace) -> bool:
     try:
-        return list_tree(folder, workspace.stats) == record.outputs
+        same = list_tree(folder, workspace.stats) == record.outputs
     except FileNotFoundError:
         return False
+    return same and all((folder / name).is_dir() for name in record.folders)
 
 
 def _reasons(before: ActionRecord | None, facts: Facts, current: Current) -> tuple[str, ...]:

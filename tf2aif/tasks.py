@@ -37,6 +37,8 @@ class Backend(SqliteDB):  # type: ignore[misc]
     a forgotten step really runs again although the store has what it made.
     """
 
+    _dirty: set[str]
+
     def __init__(self, name: str, codec: Any, *, module_name: str | None = None) -> None:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         super().__init__(name, codec, module_name=module_name)
@@ -78,11 +80,11 @@ class Backend(SqliteDB):  # type: ignore[misc]
             self.set(row["task_id"], "forgotten:", True)
 
     def _commit(self) -> None:
-        for task_id in self._dirty:
+        for task_id in sorted(self._dirty):
             data = self.codec.encode(self._cache[task_id])
             self._conn.execute("insert or replace into doit values (?,?)", (task_id, data))
         self._conn.commit()
-        self._dirty = set()
+        self._dirty.clear()
 
 
 def checker(stats: Callable[[], Any]) -> type[FileChangedChecker]:
@@ -138,7 +140,7 @@ class Action(BaseAction):  # type: ignore[misc]
 def make_tasks(build: Build) -> Iterator[Task]:
     """A task for each step and variant, and a group for each recipe.
 
-    Steps are subtasks of their recipe (`doit list --all` shows them), variants stand in `doit list`.
+    Steps are subtasks of their recipe: `doit list --all` shows them, `doit list` the variants.
     """
     graph = build.graph
     for recipe in dict.fromkeys(v.recipe for v in graph.variants.values()):
@@ -158,7 +160,7 @@ def make_tasks(build: Build) -> Iterator[Task]:
 def _step_task(build: Build, name: str) -> Task:
     step, space = build.graph.steps[name], build.workspace
     test = UpToDate(name, lambda: build.is_fresh(name))
-    reads = [*step.files.values(), *(space.artifact(other) for other in step.inputs.values())]
+    reads: list[str | Path] = [*step.files.values(), *(space.artifact(other) for other in step.inputs.values())]
     return Task(
         name,
         [Action(lambda again: build.run_step(name, again=again), test)],

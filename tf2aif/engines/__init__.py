@@ -9,16 +9,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import Tf2aifError
 
-Array = NDArray[Any]
-Tensors = Mapping[str, Array]
+if TYPE_CHECKING:  # planning imports this table, and numpy costs more than all of a plan
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    Tensors = Mapping[str, Array]
+else:
+    Array = Tensors = Any
 
 
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,20 +84,27 @@ def engine_module(name: str) -> Any:
 
 def quantize(real: Array, dtype: str, how: Quantization) -> Array:
     """Real values as stored integers: rounded half away from zero, then saturated."""
+    import numpy as np
+
     info = np.iinfo(dtype)
     scaled = np.asarray(real, np.float64) / _along(how.scale, how.axis, real.ndim)
     rounded = np.trunc(scaled + np.copysign(0.5, scaled))
     shifted = rounded + _along(how.zero_point, how.axis, real.ndim)
-    return np.clip(shifted, info.min, info.max).astype(dtype)
+    stored: Array = np.clip(shifted, info.min, info.max).astype(dtype)
+    return stored
 
 
 def dequantize(stored: Array, how: Quantization) -> Array:
     """Stored integers as real values, float32."""
+    import numpy as np
+
     centred = stored.astype(np.float64) - _along(how.zero_point, how.axis, stored.ndim)
     return (centred * _along(how.scale, how.axis, stored.ndim)).astype(np.float32)
 
 
 def _along(values: tuple[float, ...] | tuple[int, ...], axis: int | None, ndim: int) -> Array:
+    import numpy as np
+
     array = np.asarray(values, np.float64)
     if axis is None or array.size == 1:
         return array.reshape(())
