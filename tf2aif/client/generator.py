@@ -1,7 +1,6 @@
 """The four scenarios on a generator of our own, for machines that LoadGen has no wheel for.
 
-It measures what LoadGen measures: a test holds the two against each other. One thing differs: the
-threads that ask also wait for a query's time to come, so that no thread hands work to another.
+It measures what LoadGen measures: a test holds the two against each other.
 
 Source: MLPerf Inference Rules, "Scenarios"; the LoadGen of MLCommons.
 """
@@ -12,14 +11,13 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from .crew import Crew
 from .load import Load, Nanoseconds, Pace, Window, generator_of, target_qps
-
-SPIN_S = 0.0002  # a sleep ends up to this late: the rest of a wait is spent awake
 
 Ask = Callable[[Sequence[int]], None]
 T = TypeVar("T")
@@ -51,9 +49,10 @@ def offline_samples(load: Load, pace: Pace) -> int:
     return max(load.min_queries, int(1.1 * pace.throughput * load.window_s))
 
 
-def arrivals(qps: float, window_s: float, least: int, seed: int, number: int) -> list[float]:
+def arrivals(
+    qps: float, window_s: float, least: int, generator: np.random.Generator
+) -> list[float]:
     """When queries are due, seconds from the start: a Poisson process, at least `least` of them."""
-    generator = generator_of(seed, number)
     expected = int(qps * window_s)
     count = max(least, expected + 6 * int(expected**0.5) + 6)
     due = np.cumsum(generator.exponential(1 / qps, count))
@@ -98,29 +97,26 @@ def _server(crew: Crew, load: Load, qps: float, number: int) -> tuple[Nanosecond
 
     Latency counts from when a query was due: time that it waits for a free thread is in it.
     """
-    due = arrivals(qps, load.window_s, load.min_queries, load.seed, number)
-    drawn = generator_of(load.seed, number).integers(0, crew.samples, len(due)).tolist()
-    finished = np.zeros(len(due), np.float64)
-    turns = itertools.count()
+    generator = generator_of(load.seed, number)
+    due = arrivals(qps, load.window_s, load.min_queries, generator)
+    drawn = generator.integers(0, crew.samples, len(due)).tolist()
+    finished = [0.0] * len(due)
+    left = threading.Semaphore(0)
     start = time.perf_counter()
 
-    def work(ask: Ask) -> None:
-        while (turn := next(turns)) < len(due):
-            _wait_until(start + due[turn])
-            ask([drawn[turn]])
-            finished[turn] = time.perf_counter() - start
+    def finish(turn: int) -> None:
+        finished[turn] = time.perf_counter() - start
+        left.release()
 
-    crew.each(work)
-    latencies = (finished - np.asarray(due)) * 1e9
-    return latencies.astype(np.int64), float(finished.max() - due[0])
-
-
-def _wait_until(due: float) -> None:
-    left = due - time.perf_counter() - SPIN_S
-    if left > 0:
-        time.sleep(left)
-    while time.perf_counter() < due:
-        time.sleep(0)  # lets another thread run
+    for turn, due_s in enumerate(due):
+        wait_s = start + due_s - time.perf_counter()
+        if wait_s > 0:
+            time.sleep(wait_s)
+        crew.put([drawn[turn]], partial(finish, turn))
+    for _ in due:
+        left.acquire()
+    latencies = (np.asarray(finished) - np.asarray(due)) * 1e9
+    return latencies.astype(np.int64), max(finished) - due[0]
 
 
 def _offline(crew: Crew, samples: int, load: Load, number: int) -> tuple[Nanoseconds, float]:

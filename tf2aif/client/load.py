@@ -6,7 +6,7 @@ Source: MLPerf Inference Rules, "Scenarios"; Reddi et al., "MLPerf Inference Ben
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from msgspec import Meta, Struct
@@ -31,7 +31,7 @@ class Load(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     window_s: Annotated[Seconds, Meta(description="of one window")] = 1.0
     max_windows: Annotated[int, Meta(ge=3, description="until the last three agree")] = 10
     warmup_s: Annotated[Seconds, Meta(description="before the first window")] = 1.0
-    min_queries: Annotated[Count, Meta(description="in one window")] = 16
+    min_queries: Annotated[int, Meta(ge=2, description="in one window")] = 16
     qps: Annotated[
         Seconds | None,
         Meta(description="server: queries a second; by default half of what the warm-up reaches"),
@@ -115,6 +115,6 @@ def target_qps(load: Load, pace: Pace) -> float:
     return load.qps or max(1.0, pace.throughput / 2)
 
 
-def generator_of(seed: int, number: int) -> Any:
+def generator_of(seed: int, number: int) -> np.random.Generator:
     """Random numbers of one window."""
     return np.random.default_rng([seed, number])

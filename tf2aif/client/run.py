@@ -81,24 +81,35 @@ class Silent:
 class ServerSubject(LocalSubject):
     """A model at an address, as something that is measured."""
 
-    def __init__(self, server: Server, model: ModelInfo, version: str, messages: Messages) -> None:
+    def __init__(
+        self,
+        server: Server,
+        model: ModelInfo,
+        version: str,
+        messages: Messages,
+    ) -> None:
         super().__init__(server.address.url, self._asker, messages.count, messages.rows)
         self.server = server
         self.model = model
         self.version = version
         self.messages = messages
-        self.kept: Kept | None = None
+        self._kept: Kept | None = None
 
     def run(self, load: Load, pace: Pace, number: int) -> Window:
         """Run one window, and look at its answers afterwards."""
         window = super().run(load, pace, number)
-        wrong = self.kept.take_wrong() if self.kept is not None else {}
+        wrong = self._kept.take_wrong() if self._kept is not None else {}
         return window if not wrong else _with_failures(window, wrong)
 
     def answers(self) -> dict[str, Array]:
-        """The outputs for all samples, in their order. Raises Tf2aifError."""
+        """The outputs for all samples, in their order; what comes under load is held to them.
+
+        Raises Tf2aifError where a sample has no answer.
+        """
         rows = COLLECT_ROWS if self.messages.rows is None else self.messages.rows
-        return collect(self.messages, self._connection, connections=2, rows=rows)
+        outputs = collect(self.messages, self._connection, connections=2, rows=rows)
+        self._kept = Kept(self.messages, outputs, KEPT_BYTES)
+        return outputs
 
     def stages(self) -> dict[str, Any]:
         """The server's own histograms as they stand."""
@@ -108,16 +119,16 @@ class ServerSubject(LocalSubject):
         return Connection(self.server.address, self.server.timeout_s)
 
     def _asker(self) -> _Asker:
-        return _Asker(self._connection(), self)
+        return _Asker(self._connection(), self.messages, self._kept)
 
 
 class _Asker:
     """One connection of a subject."""
 
-    def __init__(self, connection: Connection, subject: ServerSubject) -> None:
+    def __init__(self, connection: Connection, messages: Messages, kept: Kept | None) -> None:
         self._connection = connection
-        self._message = subject.messages.of
-        self._kept = subject.kept
+        self._message = messages.of
+        self._kept = kept
 
     def ask(self, indices: Sequence[int]) -> str | None:
         """Ask for these samples; what went wrong, or None."""
@@ -197,7 +208,6 @@ def check(
     if options.files:
         return None
     outputs = subject.answers()
-    subject.kept = Kept(subject.messages, outputs, KEPT_BYTES)
     if samples is None:
         return None
     return judge(
