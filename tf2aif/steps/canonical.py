@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-# Operators that pass their first input on.
-TRANSPARENT = frozenset({"Identity", "StopGradient", "PreventGradient", "Snapshot"})
+# Operators that pass their inputs on, each as the output of the same number.
+TRANSPARENT = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"})
 
 # Control flow of TensorFlow 1: there, identities and control edges say in which frame a node runs.
 FRAMES = frozenset(
@@ -48,7 +48,7 @@ def canonical_form(frozen: Frozen) -> Frozen:
     names = {_owner(port.tensor): namer.own(name) for name, port in frozen.inputs.items()}
     results = {name: namer.own(name) for name in frozen.outputs}
     made = type(frozen.graph)()
-    made.versions.CopyFrom(frozen.graph.versions)
+    made.versions.producer = frozen.graph.versions.producer
     functions = _Functions(frozen.graph.library)
     order = body.walk(keep=names)
     names |= {name: namer.numbered(body.nodes[name].op) for name in order if name not in names}
@@ -80,7 +80,7 @@ class _Body:
             node = self.nodes.get(_owner(tensor))
             if node is None or node.op not in TRANSPARENT:
                 break
-            tensor = node.input[0]
+            tensor = node.input[_number(tensor)]
         return tensor
 
     def sources(self, name: str) -> list[str]:
@@ -212,6 +212,11 @@ def _copy_argument(arg: Any, name: str, made: Any) -> None:
 
 def _owner(tensor: str) -> str:
     return tensor.removeprefix("^").partition(":")[0]
+
+
+def _number(tensor: str) -> int:
+    """Which output of its node: `x` is the first, `x:2` (in a function, `x:output:2`) the third."""
+    return int(tensor.rpartition(":")[2]) if ":" in tensor else 0
 
 
 def _renamed(tensor: str, names: Mapping[str, str]) -> str:

@@ -33,11 +33,24 @@ def compare_source(
     try:
         truth = source.call({old: feeds[new] for old, new in names.items()})
     except InvalidArgumentError as error:
-        return {"difference": None, "unchecked": str(error).splitlines()[0][:300]}
+        return {"difference": None, "unchecked": _reason(error)}
     engine = tensorflow_engine.load(artifact)
-    found = engine.run(feeds)
+    found, again = engine.run(feeds), engine.run(feeds)
     engine.close()
-    return {"difference": max(_difference(n, truth[n], found[n]) for n in found)}
+    # A model that draws numbers from a seed agrees with its source once, but not with itself.
+    return {
+        "difference": max(
+            max(_difference(name, truth[name], found[name]) for name in found),
+            max(_difference(name, found[name], again[name]) for name in found),
+        )
+    }
+
+
+def _reason(error: Any) -> str:
+    """What an operator complained of, without where TensorFlow was then."""
+    lines = [line.strip() for line in str(error.message).splitlines()]
+    told = [n for n in lines if n and not n.startswith(("Graph execution", "Detected at", "[["))]
+    return " ".join(told)[:300]
 
 
 def _difference(name: str, truth: Array, found: Array) -> float:

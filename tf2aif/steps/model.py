@@ -47,6 +47,7 @@ def _set_seeds(seed: int) -> None:
     import keras
     import tensorflow as tf
 
+    keras.utils.clear_session()  # a warm worker's counters, which end in the names of layers
     keras.utils.set_random_seed(seed)  # Python, numpy, TensorFlow
     tf.config.experimental.enable_op_determinism()
 

@@ -142,8 +142,10 @@ def _shape(shape: Any) -> tuple[int | None, ...]:
 
 
 def _unsupported(message: str) -> StepFailed:
-    operators = set(re.findall(r"No translator found for ([\w.:]+)", message))
-    operators |= set(re.findall(r"following operations? [^\n]*?:\s*([\w, ]+)", message))
+    found = re.findall(
+        r"(?:No conversion rule found for operations|No translator found for):? ([\w, ]+)", message
+    )
+    operators = {name.strip() for names in found for name in names.split(",")}
     if operators:
         return StepFailed(
             f"OpenVINO does not support: {', '.join(sorted(operators))}",

@@ -12,6 +12,7 @@ Users have SavedModels that the first loader refuses (they carry the slots of an
 from __future__ import annotations
 
 import difflib
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -153,14 +154,13 @@ def _open_version_1(path: Path, signature: str | None) -> Source:
 
 def _open_keras(path: Path, _signature: str | None) -> Source:
     """As `model.export` would write it, so that both ways give one graph."""
-    import tempfile
-
     import keras
 
-    model = keras.models.load_model(path, compile=False)
     with tempfile.TemporaryDirectory() as folder:
-        model.export(folder, format="tf_saved_model", verbose=False)
-        source = _open_saved_model(Path(folder), DEFAULT_SIGNATURE)
+        model = keras.models.load_model(_with_ending(path, Path(folder)), compile=False)
+        exported = Path(folder, "exported")
+        model.export(exported, format="tf_saved_model", verbose=False)
+        source = _open_saved_model(exported, DEFAULT_SIGNATURE)
     return source._replace(loaded_with="keras")
 
 
@@ -169,7 +169,8 @@ def _open_tf_keras(path: Path, _signature: str | None) -> Source:
     import tensorflow as tf
     import tf_keras
 
-    model = tf_keras.models.load_model(path, compile=False)
+    with tempfile.TemporaryDirectory() as folder:
+        model = tf_keras.models.load_model(_with_ending(path, Path(folder)), compile=False)
     specs = [
         tf.TensorSpec(i.shape, i.dtype, name=n)
         for i, n in zip(model.inputs, model.input_names, strict=True)
@@ -183,6 +184,13 @@ def _open_tf_keras(path: Path, _signature: str | None) -> Source:
     traced = tf.function(serve, autograph=False)
     function = traced.get_concrete_function(**{spec.name: spec for spec in specs})
     return _from_function(function, DEFAULT_SIGNATURE, "tf_keras", keep=model)
+
+
+def _with_ending(path: Path, folder: Path) -> Path:
+    """The file under a name that Keras takes: it goes by the ending, we by the content."""
+    link = folder / f"model.{find_format(path)}"
+    link.symlink_to(path.absolute())
+    return link
 
 
 def _from_function(function: Any, name: str, way: str, keep: Any) -> Source:
