@@ -16,6 +16,7 @@ from .errors import Fault, FilesError, GateFailed, StepFailed, Tf2aifError, Tool
 from .execute import Done, Result, bring_up_to_date
 from .freshness import TO_RUN, assess, survey
 from .graph import Graph, Variant, plan
+from .oci.planning import find_inputs
 from .record import (
     VariantRecord,
     is_current,
@@ -74,15 +75,23 @@ class Build:
         *,
         targets: Iterable[str] = (),
         workers: Workers | None = None,
+        images: bool = False,
     ) -> Build:
         """Read recipes and targets and plan. Raises FilesError with all that is wrong.
 
+        With `images` each variant ends in a container image.
         `workers` are taken from an earlier build, so that they are still warm.
         """
         loaded = load_project(list(recipes), project)
         only = tuple(targets)
         _known(only, loaded.targets)
-        graph = plan(loaded.recipes, loaded.targets, only_targets=only, platform=this_platform())
+        graph = plan(
+            loaded.recipes,
+            loaded.targets,
+            only_targets=only,
+            platform=this_platform(),
+            images=find_inputs(project) if images else None,
+        )
         return cls(graph, Workspace(project), loaded.recipes, workers)
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from .errors import Fault, FilesError, Tf2aifError
 from .facts import key
+from .oci.planning import ImageInputs, ImageOf, ImagePlan, plan_image
 from .sources import Source, is_code_key, plan_sources
 from .spec.load import LoadedRecipe, pipeline
 from .spec.recipe import Calibration, Evaluation, Recipe, TargetOverride
@@ -59,6 +60,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     latency: str | None = None
     calibration: str | None = None
     random_calibration: bool = False
+    image: ImagePlan | None = None
 
     @property
     def name(self) -> str:
@@ -73,7 +75,8 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def steps(self) -> tuple[str, ...]:
         """The steps whose results go into its record."""
-        return tuple(s for s in (self.artifact, self.check, self.latency) if s)
+        image = self.image.steps if self.image else ()
+        return tuple(s for s in (self.artifact, self.check, self.latency, *image) if s)
 
 
 class Graph(msgspec.Struct, frozen=True):
@@ -103,8 +106,9 @@ def plan(
     *,
     only_targets: Iterable[str] = (),
     platform: str,
+    images: ImageInputs | None = None,
 ) -> Graph:
-    """The graph that makes every variant the recipes ask for.
+    """The graph that makes every variant the recipes ask for, and with `images` theirs.
 
     `platform` is this machine's, as OCI names it: a variant's speed is measured only where it
     would run. Raises FilesError where a recipe asks for what its targets do not have.
@@ -113,7 +117,7 @@ def plan(
     variants: dict[str, Variant] = {}
     chosen = frozenset(only_targets)
     for loaded in recipes:
-        planner = _Planner(loaded, targets, platform)
+        planner = _Planner(loaded, targets, platform, images)
         for variant in planner.variants(chosen):
             variants[variant.id] = variant
         steps.update(planner.steps)
@@ -123,12 +127,19 @@ def plan(
 class _Planner:
     """The steps of one recipe, each made once."""
 
-    def __init__(self, loaded: LoadedRecipe, targets: Mapping[str, Target], platform: str) -> None:
+    def __init__(
+        self,
+        loaded: LoadedRecipe,
+        targets: Mapping[str, Target],
+        platform: str,
+        images: ImageInputs | None,
+    ) -> None:
         self.loaded = loaded
         self.recipe: Recipe = loaded.recipe
         self.folder = str(loaded.folder)
         self.targets = targets
         self.platform = platform
+        self.images = images
         self.steps: dict[str, Step] = {}
         self._known: dict[str, str] = {}
 
@@ -165,6 +176,7 @@ class _Planner:
         engine = {**target.engine.options, **override.engine}
         here = target.platform == self.platform
         used = "calibration" in self._ancestry(artifact)
+        check = self._check(label, artifact, target.engine.name, engine, target.limits)
         return Variant(
             recipe=self.loaded.name,
             target=name,
@@ -176,11 +188,38 @@ class _Planner:
             labels=target.labels,
             allowed_drop=self._allowed_drop(name, precision),
             artifact=artifact,
-            check=self._check(label, artifact, target.engine.name, engine, target.limits),
+            check=check,
             latency=self._latency(label, artifact, model, target, engine) if here else None,
             calibration=self._calibration(calibration) if used and calibration else None,
             random_calibration=used and calibration == "random",
+            image=self._image(name, target, precision, engine, artifact, check),
         )
+
+    def _image(
+        self,
+        name: str,
+        target: Target,
+        precision: str,
+        engine: dict[str, Any],
+        artifact: str,
+        check: str,
+    ) -> ImagePlan | None:
+        if self.images is None:
+            return None
+        of = ImageOf(
+            recipe_name=self.loaded.name,
+            folder=self.folder,
+            recipe=self.recipe,
+            target_name=name,
+            target=target,
+            precision=precision,
+            engine_options=engine,
+            artifact=artifact,
+            check=check,
+        )
+        below = Graph(self.steps, {}).needs([artifact, check])
+        options = {step: self.steps[step].options for step in below}
+        return plan_image(of, self.images, self._add, options)
 
     def _allowed_drop(self, target: str, precision: str) -> float:
         gate = self.recipe.gate

@@ -4,6 +4,7 @@ artifact/      the files that ship
 variant.json   this record
 log.txt        what its steps printed
 rerun/         each step as a request, and rerun.sh that runs them again by hand
+image/         the container image as an OCI layout, with its SBOM and provenance
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .facts import Facts, key
 from .folders import fresh_folder
 from .freshness import artifact_digest
 from .graph import Graph, Step, Variant
+from .oci.record import ImageRecord, write_image
 from .records import ActionRecord, OutputFile
 from .toolchains import Missing
 from .workspace import Workspace, write_atomically
@@ -76,6 +78,7 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     outputs: dict[str, Any] = {}
     latency: dict[str, Any] | None = None
     labels: dict[str, str] = {}
+    image: ImageRecord | None = None
     steps: dict[str, StepRecord] = {}
 
 
@@ -132,7 +135,7 @@ def write_variant(
             hint="raise the gate in the recipe if that is acceptable, give more calibration "
             "samples, or choose another precision",
         )
-    _write_folder(variant, graph, workspace, record)
+    record = _write_folder(variant, graph, workspace, record)
     _note(variant, graph, workspace, missing)
     return record
 
@@ -256,13 +259,17 @@ def _step_record(record: ActionRecord) -> StepRecord:
 
 def _write_folder(
     variant: Variant, graph: Graph, workspace: Workspace, record: VariantRecord
-) -> None:
+) -> VariantRecord:
     steps = graph.needs(variant.steps)
     with fresh_folder(workspace.variant(variant.id)) as out:
         shutil.copytree(workspace.artifact(variant.artifact), out / "artifact")
+        if variant.image:
+            image = write_image(variant, variant.image, graph, workspace, out / "image")
+            record = msgspec.structs.replace(record, image=image)
         (out / "variant.json").write_bytes(_pretty(record))
         (out / "log.txt").write_text(_logs(steps, workspace), encoding="utf-8")
         _write_rerun(out / "rerun", steps, graph, workspace)
+    return record
 
 
 def _logs(steps: Iterable[str], workspace: Workspace) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import gzip
 import re
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,7 +47,7 @@ def write_debian(
     layer = debian.build_layer(lock, work, scratch, cache, epoch=epoch)
     platform = Platform(os="linux", architecture=lock.architecture)
     config = _config(platform, layer, epoch)
-    image = write_image(out, platform, config, {layer.descriptor: work / BLOB})
+    image = write_image(out, platform, config, [(layer.descriptor, work / BLOB)])
     return _write(
         out,
         Base(
@@ -124,16 +124,22 @@ def read_base(folder: Path) -> tuple[Base, Layout, StoredImage]:
 
 
 def write_image(
-    out: Path, platform: Platform, config: dict[str, Any], layers: Mapping[Descriptor, Path]
+    out: Path,
+    platform: Platform,
+    config: dict[str, Any],
+    layers: Sequence[tuple[Descriptor, Path]],
 ) -> Descriptor:
     """Write a layout that holds one image of these layers."""
     data = encode(config)
     manifest = Manifest(
-        schema_version=2, media_type=MANIFEST, config=describe(data, CONFIG), layers=tuple(layers)
+        schema_version=2,
+        media_type=MANIFEST,
+        config=describe(data, CONFIG),
+        layers=tuple(layer for layer, _ in layers),
     )
     document = encode(manifest)
     descriptor = describe(document, MANIFEST, platform=platform)
-    files = {layer.digest: path for layer, path in layers.items()}
+    files = {layer.digest: path for layer, path in layers}
     documents = {manifest.config.digest: data, descriptor.digest: document}
     write_layout(out, [descriptor], {**files, **documents})
     return descriptor
@@ -202,10 +208,10 @@ def _from_saved(folder: Path, out: Path) -> Layout:
         diff_ids = config["rootfs"]["diff_ids"]
     except (OSError, KeyError, ValueError, msgspec.DecodeError) as error:
         raise StepFailed(f"the engine saved something else than an image: {error}") from error
-    described = {
-        Descriptor(media_type=LAYER, digest=diff_id, size=path.stat().st_size): path.resolve()
+    described = [
+        (Descriptor(media_type=LAYER, digest=diff_id, size=path.stat().st_size), path.resolve())
         for diff_id, path in zip(diff_ids, layers, strict=True)
-    }
+    ]
     platform = Platform(os=config["os"], architecture=config["architecture"])
     out.mkdir()
     write_image(out, platform, config, described)

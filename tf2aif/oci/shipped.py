@@ -14,6 +14,16 @@ FOLDER = "opt/tf2aif/app"
 HOOKS = "variant/hooks"
 SERVER = ("__init__.py", "errors.py", "py.typed", "engines", "serve")
 CLIENT = (*SERVER, "client", "metrics.py", "sampleset.py")
+REQUIREMENTS = (
+    "httptools>=0.6,<1",
+    "msgspec>=0.19,<1",
+    "numpy>=1.26,<3",
+    "prometheus-client>=0.20,<1",
+    "uvicorn>=0.30,<1",
+    "uvloop>=0.20,<1",
+)
+"""What the server needs beside its engine."""
+CLIENT_REQUIREMENTS = ("msgspec>=0.19,<1", "numpy>=1.26,<3")
 PACKAGE = Path(__file__).resolve().parent.parent
 
 

@@ -17,7 +17,7 @@ FOLDER = "opt/tf2aif/packages"
 # Tests and headers of numpy; in LiteRT the accelerators for other processors than the CPU and the
 # tools that compile models for them: together half of what the two install.
 _UNUSED = {
-    "numpy": ("numpy/**/tests", "numpy/_core/include", "numpy/_core/lib", "numpy/f2py"),
+    "numpy": ("numpy/**/tests", "numpy/_core/include", "numpy/_core/lib"),
     "ai-edge-litert": (
         "ai_edge_litert/libLiteRtWebGpuAccelerator.so",
         "ai_edge_litert/tools",

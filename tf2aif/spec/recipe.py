@@ -17,6 +17,7 @@ Name = Annotated[str, Meta(pattern=NAME, max_length=63)]
 Function = Annotated[str, Meta(pattern=FUNCTION)]
 Positive = Annotated[int, Meta(ge=1)]
 Drop = Annotated[float, Meta(ge=0)]
+Builder = Literal["tf2aif", "docker"]
 Metric = Annotated[
     str,
     Meta(pattern=rf"^(top-1|top-5|mean-iou|mse|cosine|auc|{FUNCTION[1:-1]})$"),
@@ -199,6 +200,10 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = None
     gate: Annotated[Gate, Meta(description="what a variant may lose")] = Gate()
     service: Annotated[Service, Meta(description="how a variant is served")] = Service()
+    builder: Annotated[
+        Builder | None,
+        Meta(description="what composes the images, in place of the targets' choice"),
+    ] = None
     environment: Annotated[
         list[str], Meta(description="environment variables that the recipe's code may see")
     ] = []

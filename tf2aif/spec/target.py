@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from .recipe import Name
+from .recipe import Builder, Name
 
 Step = Annotated[
     dict[str, Any],
@@ -46,6 +46,25 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = None
 
 
+class Container(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a container of this target needs of its host."""
+
+    devices: Annotated[
+        list[str], Meta(description="device files, such as /dev/dri/renderD128")
+    ] = []
+    gpus: Annotated[int, Meta(ge=-1, description="how many NVIDIA GPUs; -1: all")] = 0
+    groups: Annotated[list[str], Meta(description="supplementary groups, for the devices")] = []
+    memory_mb: Annotated[
+        Annotated[int, Meta(ge=16)] | None, Meta(description="the limit, MiB; by default none")
+    ] = None
+    cpus: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="the limit; by default none")
+    ] = None
+    environment: Annotated[
+        dict[str, str], Meta(description="variables of the container; no secrets")
+    ] = {}
+
+
 class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One hardware target."""
 
@@ -63,6 +82,22 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(description="a native baseline: others of the same platform are compared with it"),
     ] = False
     limits: Annotated[Limits, Meta(description="what a step of this target may use")] = Limits()
+    base: Annotated[
+        str,
+        Meta(
+            description="the image below: debian, oci:FOLDER, registry:NAME@DIGEST or "
+            "dockerfile:FILE; paths are relative to the project",
+            pattern=r"^(debian$|oci:.|registry:.|dockerfile:.)",
+        ),
+    ] = "debian"
+    python: Annotated[str, Meta(description="of the base", pattern=r"^3\.(1[1-9])$")] = "3.11"
+    builder: Annotated[
+        Builder,
+        Meta(description="what composes the image; 'docker' builds and tags it in an engine too"),
+    ] = "tf2aif"
+    container: Annotated[
+        Container, Meta(description="what `tf2aif run` gives a container of this target")
+    ] = Container()
     device: Annotated[
         dict[str, str], Meta(description="what the device must have, for people and for `doctor`")
     ] = {}

@@ -60,6 +60,11 @@ STEPS: dict[str, str] = {
     "native": "tf2aif.steps.native",
     "check": "tf2aif.steps.check",
     "latency": "tf2aif.steps.latency",
+    "image-lock": "tf2aif.steps.image_lock",
+    "image-base": "tf2aif.steps.image_base",
+    "image-packages": "tf2aif.steps.image_packages",
+    "image-app": "tf2aif.steps.image_app",
+    "image-model": "tf2aif.steps.image_model",
 }
 
 

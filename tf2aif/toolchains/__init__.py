@@ -94,11 +94,13 @@ class Kind(Protocol):
 _NUMPY = Root(("numpy",), ("numpy",))
 _TENSORFLOW = Root(("tensorflow", "tensorflow-cpu", "tensorflow-intel"), ("tensorflow",))
 _LITERT = Root(("ai-edge-litert",), ("ai_edge_litert.interpreter",))
+_IMAGE = (Root(("isal",), ("isal",)), Root(("uv",)))
 _OPENVINO = Root(("openvino",), ("openvino",))
 
 KINDS: dict[str, str] = {"environment": "tf2aif.toolchains.environment"}
 
 TOOLCHAINS: dict[str, Toolchain] = {
+    "image": Toolchain("environment", _IMAGE),
     "python": Toolchain("environment", (_NUMPY,)),
     "tensorflow": Toolchain(
         "environment",

@@ -1,0 +1,182 @@
+"""Real servers for tests: a Docker engine, a registry, and a connection that can be cut.
+
+Each is started from Debian's packages (docker.io, iptables, docker-registry) on this machine, and
+ended with the test session. Where they are not installed, or we are not root, tests skip and say
+so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+DOCKERD = "/usr/sbin/dockerd"
+INSTALL = "apt-get install --no-install-recommends docker.io iptables docker-registry skopeo"
+
+
+def need(*programs: str, root: bool = False) -> None:
+    """Skip the test where one of these is not there."""
+    missing = [name for name in programs if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}: {INSTALL}")
+    if root and os.geteuid() != 0:
+        pytest.skip("needs root, to start a Docker engine")
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(ready: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
+    """Until it is ready, at most 30 s."""
+    until = time.monotonic() + 30
+    while not ready():
+        if process.poll() is not None or time.monotonic() > until:
+            pytest.fail(f"{what} did not start: it ended with {process.poll()}")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def docker_engine(folder: Path) -> Iterator[str]:
+    """A Docker engine with its own storage below `folder`; its address."""
+    need(DOCKERD, "iptables", root=True)
+    # A socket's path has at most 108 characters; pytest's folders are longer.
+    address = Path("/run") / f"tf2aif-test-{os.getpid()}-{os.urandom(3).hex()}.sock"
+    command = [
+        DOCKERD,
+        f"--data-root={folder / 'data'}",
+        f"--exec-root={folder / 'exec'}",
+        f"--pidfile={folder / 'pid'}",
+        f"--host=unix://{address}",
+        "--storage-driver=overlay2",
+        "--iptables=false",
+        "--ip6tables=false",
+        "--bridge=none",
+        "--ip-forward=false",
+    ]
+    with (folder / "dockerd.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: address.exists() and _pings(address), "dockerd", process)
+        yield f"unix://{address}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        address.unlink(missing_ok=True)
+
+
+def _pings(address: Path) -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(str(address))
+        client.sendall(b"GET /_ping HTTP/1.0\r\nHost: x\r\n\r\n")
+        return b" 200 " in client.recv(64)
+    return False
+
+
+CONFIG = """version: 0.1
+log: {{level: error}}
+storage:
+  filesystem: {{rootdirectory: {root}}}
+  delete: {{enabled: true}}
+http: {{addr: 127.0.0.1:{port}, secret: test}}
+"""
+
+
+@contextlib.contextmanager
+def docker_registry(folder: Path, *, htpasswd: str = "", root: Path | None = None) -> Iterator[str]:
+    """A registry with its files below `folder` (or at `root`); its host and port."""
+    need("docker-registry")
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    text = CONFIG.format(root=root or folder / "files", port=port)
+    if htpasswd:
+        (folder / "htpasswd").write_text(htpasswd)
+        text += f"auth: {{htpasswd: {{realm: test, path: {folder / 'htpasswd'}}}}}\n"
+    (folder / "config.yml").write_text(text)
+    with (folder / "registry.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["docker-registry", "serve", str(folder / "config.yml")], stdout=log, stderr=log
+        )
+    try:
+        wait_for(lambda: _answers(port), "docker-registry", process)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/v2/")
+        return connection.getresponse().status in (200, 401)
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+class Cutter:
+    """A TCP proxy that cuts connections once so many bytes went up; `cuts` counts down."""
+
+    def __init__(self, upstream: str) -> None:
+        host, _, port = upstream.partition(":")
+        self.upstream = (host, int(port))
+        self.after_bytes: int | None = None
+        self.cuts = 0
+        self.requests: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Accept nothing more."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self.upstream)
+                threading.Thread(target=self._up, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._down, args=(server, client), daemon=True).start()
+
+    def _up(self, client: socket.socket, server: socket.socket) -> None:
+        seen = 0
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                if data[:4] in (b"POST", b"PUT ", b"PATC", b"GET ", b"HEAD"):
+                    self.requests.append(data.split(b"\r\n", 1)[0])
+                seen += len(data)
+                if self.cuts and self.after_bytes is not None and seen > self.after_bytes:
+                    self.cuts -= 1
+                    break
+                server.sendall(data)
+        _close(client, server)
+
+    def _down(self, server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                client.sendall(data)
+        _close(client, server)
+
+
+def _close(*sockets: socket.socket) -> None:
+    for one in sockets:
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()

@@ -1,0 +1,226 @@
+"""Which steps make a variant's image: pure, from a recipe, a target and what `find_inputs` found.
+
+Nothing heavy is imported here: a build with nothing to do comes through.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from ..engines import engine_module
+from ..errors import Fault, FilesError
+from ..facts import key
+from ..spec.recipe import Recipe
+from ..spec.target import Target
+from .shipped import REQUIREMENTS, SERVER, shipped_files
+
+Add = Callable[..., str]  # _Planner._add: the id of the step that is this, made now if need be
+PACKAGED_LOCKS = Path(__file__).resolve().parent.parent / "data" / "locks"
+LOCKS = "locks"  # the project's own, which override the packaged ones
+SUITE = "bookworm"
+_UNKNOWN_BASE = "write debian, oci:FOLDER, registry:NAME@DIGEST or dockerfile:FILE"
+
+
+class ImageInputs(Struct, frozen=True, kw_only=True):
+    """What the images of a build are made from, beside recipes and targets."""
+
+    project: str
+    epoch: int = 0
+    locks: dict[str, str] = {}  # file name -> path
+    sources: dict[str, str] = {}  # path in the image -> path of our own code
+
+
+class ImagePlan(Struct, frozen=True, kw_only=True):
+    """The steps of a variant's image, from the bottom up, and what it is called by."""
+
+    base: str
+    packages: str
+    app: str
+    model: str
+    revision: str
+    description: str = ""
+    epoch: int = 0
+    builder: str = "tf2aif"
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.base, self.packages, self.app, self.model)
+
+
+class ImageOf(Struct, frozen=True, kw_only=True):
+    """The variant that an image is of, as far as its steps are planned."""
+
+    recipe_name: str
+    folder: str
+    recipe: Recipe
+    target_name: str
+    target: Target
+    precision: str
+    engine_options: dict[str, Any]
+    artifact: str
+    check: str
+
+    @property
+    def variant(self) -> str:
+        """As people write it: `cpu-int8`."""
+        return f"{self.target_name}-{self.precision}"
+
+
+def find_inputs(project: Path, environ: Mapping[str, str] | None = None) -> ImageInputs:
+    """Look for locks and our own sources. `SOURCE_DATE_EPOCH` is the time of every file."""
+    text = (os.environ if environ is None else environ).get("SOURCE_DATE_EPOCH", "0")
+    if not text.isdigit():
+        hint = "whole seconds since 1970"
+        raise FilesError([Fault(f"SOURCE_DATE_EPOCH is {text!r}", "the environment", hint)])
+    locks: dict[str, str] = {}
+    for folder in (PACKAGED_LOCKS, project / LOCKS):
+        if folder.is_dir():
+            locks |= {path.name: str(path) for path in sorted(folder.iterdir())}
+    sources = {name: str(path) for name, path in shipped_files(SERVER).items()}
+    return ImageInputs(project=str(project), epoch=int(text), locks=locks, sources=sources)
+
+
+def plan_image(of: ImageOf, inputs: ImageInputs, add: Add, options: Mapping[str, Any]) -> ImagePlan:
+    """Plan the steps of one variant's image.
+
+    `options` are those of all steps that make and check the artifact: the image's revision is
+    their digest. Raises FilesError for a base of no known kind.
+    """
+    hooks, hook = _hooks(of)
+    return ImagePlan(
+        base=_base(of, inputs, add),
+        packages=_packages(of, inputs, add),
+        app=_app(of, inputs, add, hooks),
+        model=_model(of, inputs, add, hook),
+        revision=key({"options": options, "hooks": sorted(hooks)}),
+        description=of.recipe.description,
+        epoch=inputs.epoch,
+        builder=of.recipe.builder or of.target.builder,
+    )
+
+
+def requirements(target: Target, recipe: Recipe | None = None) -> tuple[str, ...]:
+    """What a server of that target needs, and the recipe's hooks: sorted, each once."""
+    wanted = {*engine_module(target.engine.name).REQUIREMENTS, *REQUIREMENTS}
+    return tuple(sorted(wanted | set(recipe.service.requirements if recipe else ())))
+
+
+def packages_lock(engine: str, platform: str, python: str, recipe: str = "") -> str:
+    """The name of a lock of Python packages; with a recipe's name, that of its own.
+
+    >>> packages_lock("litert", "linux/arm64", "3.11")
+    'litert-linux-arm64-py3.11.txt'
+    """
+    own = f"{recipe}-" if recipe else ""
+    return f"{own}{engine}-{platform.replace('/', '-')}-py{python}.txt"
+
+
+def debian_lock(platform: str) -> str:
+    """The name of the lock of a Debian base.
+
+    >>> debian_lock("linux/amd64")
+    'debian-bookworm-amd64.json'
+    """
+    return f"debian-{SUITE}-{platform.partition('/')[2].replace('/', '')}.json"
+
+
+def _base(of: ImageOf, inputs: ImageInputs, add: Add) -> str:
+    base, files = of.target.base, {}
+    kind, _, name = base.partition(":")
+    lock = debian_lock(of.target.platform)
+    if base == "debian" and lock in inputs.locks:
+        files = {"lock": inputs.locks[lock]}
+    elif kind == "oci" and name:
+        base, files = "oci", {"layout": _path(inputs, name)}
+    elif kind == "dockerfile" and name:
+        path = _path(inputs, name)
+        base, files = f"dockerfile:{os.path.basename(path)}", {"context": os.path.dirname(path)}
+    elif kind != "registry" or not name:
+        message = f"target '{of.target_name}' has the base '{base}', which there is not"
+        message += f" for {of.target.platform}" if base == "debian" else ""
+        raise FilesError([Fault(message, f"targets/{of.target_name}.yaml: base", _UNKNOWN_BASE)])
+    options = {"base": base, "platform": of.target.platform, "python": of.target.python}
+    return add(
+        f"image-base-{of.target_name}",
+        "image-base",
+        options={**options, "epoch": inputs.epoch},
+        files=files,
+        limits=of.target.limits,
+    )
+
+
+def _packages(of: ImageOf, inputs: ImageInputs, add: Add) -> str:
+    target, engine = of.target, of.target.engine.name
+    machine = {"platform": target.platform, "python": target.python}
+    names = [packages_lock(engine, target.platform, target.python)]
+    if of.recipe.service.requirements:
+        own = packages_lock(engine, target.platform, target.python, of.recipe_name)
+        names.insert(0, own)
+    found = [inputs.locks[name] for name in names if name in inputs.locks]
+    lock = add(
+        f"image-lock-{of.target_name}",
+        "image-lock",
+        options={"requirements": list(requirements(target, of.recipe)), **machine},
+        files={"lock": found[0]} if found else {},
+        limits=target.limits,
+    )
+    return add(
+        f"image-packages-{of.target_name}",
+        "image-packages",
+        options={**machine, "epoch": inputs.epoch},
+        inputs={"lock": lock},
+        limits=target.limits,
+    )
+
+
+def _app(of: ImageOf, inputs: ImageInputs, add: Add, hooks: Mapping[str, str]) -> str:
+    files = {f"source/{name}": path for name, path in inputs.sources.items()}
+    return add(
+        f"image-app-{of.target.python}",
+        "image-app",
+        options={"python": of.target.python, "epoch": inputs.epoch},
+        files={**files, **{f"hook/{name}": path for name, path in hooks.items()}},
+    )
+
+
+def _model(of: ImageOf, inputs: ImageInputs, add: Add, hook: str | None) -> str:
+    return add(
+        f"image-model-{of.variant}",
+        "image-model",
+        options={
+            "recipe": of.recipe_name,
+            "variant": of.variant,
+            "target": of.target_name,
+            "precision": of.precision,
+            "platform": of.target.platform,
+            "engine": {"name": of.target.engine.name, "options": of.engine_options},
+            "batch": of.recipe.model.batch,
+            "hooks": f"hooks/{hook}" if hook else None,
+            "labels": of.target.labels,
+            "epoch": inputs.epoch,
+        },
+        inputs={"artifact": of.artifact, "check": of.check},
+        limits=of.target.limits,
+    )
+
+
+def _hooks(of: ImageOf) -> tuple[dict[str, str], str | None]:
+    """The hooks file and what it reads, by their paths below their common folder."""
+    service = of.recipe.service
+    if not service.hooks:
+        return {}, None
+    paths = [os.path.normpath(os.path.join(of.folder, name)) for name in
+             (service.hooks, *service.files)]  # fmt: skip
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    found = {os.path.relpath(path, root).replace(os.sep, "/"): path for path in paths}
+    return found, os.path.relpath(paths[0], root).replace(os.sep, "/")
+
+
+def _path(inputs: ImageInputs, name: str) -> str:
+    return os.path.normpath(os.path.join(inputs.project, name))

@@ -1,0 +1,88 @@
+"""Step `image-model`: the layer of the artifact and of `variant.json`, stored raw.
+
+Trained weights do not compress: gzip takes 7% off at ten times the time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from ..errors import StepFailed
+from . import Job
+
+if TYPE_CHECKING:
+    from ..oci.layers import Component
+
+VERSION = 1
+TOOLCHAIN = "image"
+INPUTS = ("artifact", "check")
+
+FOLDER = "variant"
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `variant.json` says of the variant; and the time of every file."""
+
+    recipe: str
+    variant: str
+    target: str
+    precision: str
+    platform: str
+    engine: dict[str, Any]
+    batch: int | Literal["free", "none"] | None = None
+    hooks: str | None = None
+    labels: dict[str, str] = {}
+    epoch: int = 0
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Write the layer. Returns its digest, and its size in bytes."""
+    from ..oci.layers import Entry, tree_entries, write_layer
+
+    options = msgspec.convert(job.options, Options)
+    artifact = job.inputs["artifact"]
+    record = msgspec.json.format(_record(options, job.inputs["check"]), indent=2) + b"\n"
+    layer = write_layer(
+        [
+            Entry(path=f"{FOLDER}/variant.json", source=record),
+            *tree_entries(artifact, f"{FOLDER}/artifact"),
+        ],
+        job.out,
+        created_by=f"tf2aif: {options.recipe}/{options.variant}",
+        compression="none",
+        epoch=options.epoch,
+        components=_components(options, artifact),
+    )
+    return {"digest": layer.descriptor.digest, "size_bytes": layer.descriptor.size}
+
+
+def _record(options: Options, check: Path) -> bytes:
+    """What is known of the variant and is the same on every machine: no times, no machine."""
+    shown = {n: v for n, v in msgspec.to_builtins(options).items() if n != "epoch"}
+    try:
+        measured = msgspec.json.decode((check / "check.json").read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError) as error:
+        raise StepFailed(f"no result of the check is there: {error}", at=str(check)) from error
+    kept = ("metric", "source", "variant", "samples", "labels")
+    accuracy = {name: measured.get(name) for name in kept} if measured.get("metric") else None
+    return msgspec.json.encode({"schema": 1, **shown, "accuracy": accuracy}, order="sorted")
+
+
+def _components(options: Options, artifact: Path) -> list[Component]:
+    """The files of the model as parts of the bill of materials."""
+    from ..oci.documents import sha256_file
+    from ..oci.layers import Component
+
+    return [
+        Component(
+            type="machine-learning-model",
+            name=f"{options.recipe}/{path.relative_to(artifact).as_posix()}",
+            version=options.variant,
+            sha256=sha256_file(path).partition(":")[2],
+        )
+        for path in sorted(artifact.rglob("*"))
+        if path.is_file()
+    ]
