@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def _save(model: Any, out: Path, at: str) -> str:
 
     if isinstance(model, keras.Model | tf_keras.Model):
         model.save(out / "model.keras")
-        _strip_times(out / "model.keras")
+        _strip_session(out / "model.keras")
         return "keras"
     if isinstance(model, tf.Module):
         tf.saved_model.save(model, str(out / "saved_model"), signatures=_signatures(model, at))
@@ -85,14 +86,25 @@ def _signatures(model: Any, at: str) -> Any:
     return {"serving_default": model.__call__.get_concrete_function()}
 
 
-def _strip_times(path: Path) -> None:
-    """Write the archive again without the times at which it and its members were made."""
+def _strip_session(path: Path) -> None:
+    """Write the archive again without its times and the addresses of objects in this process."""
     import zipfile
 
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in sorted(archive.namelist())}
     metadata = msgspec.json.decode(members["metadata.json"])
     members["metadata.json"] = msgspec.json.encode({**metadata, "date_saved": ""})
+    members["config.json"] = _number_objects(members["config.json"])
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
+
+
+def _number_objects(config: bytes) -> bytes:
+    """Keras tells shared objects by `id()`; here they are numbered in the order of the file."""
+    known: dict[bytes, int] = {}
+
+    def number(found: re.Match[bytes]) -> bytes:
+        return found[1] + str(known.setdefault(found[2], len(known))).encode()
+
+    return re.sub(rb'("shared_object_id": ?)(\d+)', number, config)

@@ -56,10 +56,18 @@ def run(job: Job) -> Mapping[str, Any]:
 
 def _convert(saved_model: Path, signature: Signature) -> Any:
     import openvino as ov
+    from openvino import frontend
 
+    failures = (
+        frontend.GeneralFailure,
+        frontend.InitializationFailure,
+        frontend.NotImplementedFailure,
+        frontend.OpConversionFailure,
+        frontend.OpValidationFailure,
+    )
     try:
         model = ov.convert_model(str(saved_model))
-    except RuntimeError as error:
+    except (RuntimeError, *failures) as error:
         raise _unsupported(str(error)) from error
     return _canonical(model, signature)
 
