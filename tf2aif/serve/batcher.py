@@ -1,6 +1,6 @@
 """The one thread that runs the engine, and the queue before it.
 
-Requests that wait are put together along axis 0 into one run, up to `max_rows`. A run that fails
+Requests that wait are put together along axis 0 into one run, up to `max_rows()`. A run that fails
 is done again request by request, so that only the one at fault fails.
 """
 
@@ -48,15 +48,15 @@ class Entry(Struct, eq=False):
 class Batcher:
     """Runs what is put into its queue, in order, on a thread of its own.
 
-    `run` is called on that thread only. `deliver` and `on_run` (rows and seconds of each run) are,
-    too: they must return at once.
+    `run` is called from one thread at a time. So are `deliver` and `on_run` (rows and seconds of
+    each run), which must return at once.
     """
 
     def __init__(
         self,
         run: Run,
         *,
-        max_rows: int = 1,
+        max_rows: Callable[[], int] = lambda: 1,
         max_delay_s: float = 0.0,
         on_run: Callable[[int, float], None] | None = None,
     ) -> None:
@@ -66,6 +66,7 @@ class Batcher:
         self._max_delay_s = max_delay_s
         self._waiting: deque[Entry] = deque()
         self._changed = threading.Condition()
+        self._engine = threading.Lock()
         self._closed = False
         self._running_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="tf2aif-engine", daemon=True)
@@ -80,6 +81,20 @@ class Batcher:
             self._waiting.append(entry)
             self._changed.notify()
         return entry
+
+    def run_now(self, feeds: dict[str, Array], rows: int) -> Outcome | None:
+        """Run on the caller's own thread; None where the engine is busy or a request waits.
+
+        For runs shorter than it takes to wake another thread twice.
+        """
+        if self._waiting or not self._engine.acquire(blocking=False):
+            return None
+        try:
+            outcomes: list[Outcome] = []
+            self._run_batch([Entry(feeds, rows, outcomes.append, time.perf_counter())])
+            return outcomes[0]
+        finally:
+            self._engine.release()
 
     def drop(self, entry: Entry) -> None:
         """Forget a request that nobody waits for any more; too late where its run has begun."""
@@ -104,9 +119,10 @@ class Batcher:
             batch = self._take()
             if not batch:
                 return
-            self._running_since = time.perf_counter()
-            self._run_batch(batch)
-            self._running_since = None
+            with self._engine:
+                self._running_since = time.perf_counter()
+                self._run_batch(batch)
+                self._running_since = None
 
     def _take(self) -> list[Entry]:
         """The next run's requests; none: the queue is closed and empty."""
@@ -118,9 +134,10 @@ class Batcher:
             batch = [self._waiting.popleft()]
             rows = batch[0].rows
             until = time.perf_counter() + self._max_delay_s
-            while rows < self._max_rows and self._wait_for_more(until):
+            most = self._max_rows()
+            while rows < most and self._wait_for_more(until):
                 following = self._waiting[0]
-                if rows + following.rows > self._max_rows or not following.fits(batch[0]):
+                if rows + following.rows > most or not following.fits(batch[0]):
                     break
                 rows += following.rows
                 batch.append(self._waiting.popleft())

@@ -14,15 +14,14 @@ Count = Annotated[int, Meta(ge=1)]
 class Batching(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How requests are put together into one run of the engine.
 
-    A model with a fixed batch axis is always run at that size, its last rows padded.
+    A model with a fixed batch axis is always run at that size, its last rows padded; requests wait
+    for each other then only where a run is short.
     """
 
-    max_size: Annotated[
-        Count, Meta(description="rows in one run, where the batch axis is free")
-    ] = 8
+    max_size: Annotated[Count, Meta(description="rows given to the engine at once")] = 8
     max_delay_ms: Annotated[
         float,
-        Meta(ge=0, description="how long a run waits for more rows; 0: it takes what is there"),
+        Meta(ge=0, description="how long to wait for more rows; 0: take what is there"),
     ] = 0.0
 
 

@@ -47,11 +47,13 @@ class Metrics:
         self.request_s = self._seconds("request", "From the whole request to its answer")
         self.queue_s = self._seconds("queue", "Waiting for the engine")
         self.preprocess_s = self._seconds("preprocess", "Decoding, checking and preprocess hooks")
-        self.inference_s = self._seconds("inference", "One run of the engine, for all its rows")
+        self.inference_s = self._seconds(
+            "inference", "The engine, for all rows given to it at once"
+        )
         self.postprocess_s = self._seconds("postprocess", "Postprocess hooks and encoding")
         self.batch_rows = Histogram(
             "tf2aif_batch_rows",
-            "Rows in one run of the engine",
+            "Rows given to the engine at once",
             registry=self.registry,
             buckets=ROWS,
         )

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from .. import __version__
 from ..engines import TensorSpec
+from .codec import Request, encode_request
 from .datatypes import NUMPY, datatype_of
 from .model import Model
 
 Json = dict[str, Any]
+EXAMPLE_VALUES = 4096
 
 
 def document(model: Model) -> Json:
@@ -44,7 +47,7 @@ def _paths(model: Model) -> Json:
     for base in (of_model, f"{of_model}/versions/{model.version}"):
         paths[base] = _get("Model metadata", "Model")
         paths[f"{base}/ready"] = _get("Is the model ready?", "Ready", busy="not ready")
-        paths[f"{base}/infer"] = {"post": _infer()}
+        paths[f"{base}/infer"] = {"post": _infer(model)}
     return paths
 
 
@@ -63,7 +66,7 @@ def _metrics() -> Json:
     }
 
 
-def _infer() -> Json:
+def _infer(model: Model) -> Json:
     octets = {"schema": {"type": "string", "format": "binary"}}
     length = {
         "name": "Inference-Header-Content-Length",
@@ -80,12 +83,21 @@ def _infer() -> Json:
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": _ref("InferenceRequest")},
+                "application/json": {"schema": _ref("InferenceRequest"), **_example(model)},
                 "application/octet-stream": octets,
             },
         },
         "responses": {"200": answer, **_failures()},
     }
+
+
+def _example(model: Model) -> Json:
+    """A message of zeros, where it is not too long to be read."""
+    zeros = model.zeros()
+    if sum(array.size for array in zeros.values()) > EXAMPLE_VALUES:
+        return {}
+    body, _ = encode_request(Request(inputs=zeros), binary=False)
+    return {"example": msgspec.json.decode(body)}
 
 
 def _predict() -> Json:
