@@ -51,7 +51,7 @@ def watched(build: Build, recipes: Iterable[str]) -> list[str]:
         made = space.made(step.id)
         paths += [*step.files.values(), str(space.artifact(step))]
         observed = made.observed if made else {}
-        kinds = ("module.", "file.")
+        kinds = ("module.", "file.", "folder.")
         paths += [
             os.path.join(step.folder, n.partition(".")[2]) for n in observed if n.startswith(kinds)
         ]

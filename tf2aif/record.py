@@ -9,6 +9,7 @@ image/         the container image as an OCI layout, with its SBOM and provenanc
 
 from __future__ import annotations
 
+import os
 import platform as host
 import shlex
 import shutil
@@ -28,6 +29,7 @@ from .graph import Graph, Step, Variant
 from .oci.record import ImageRecord, write_image
 from .records import ActionRecord, OutputFile
 from .toolchains import Missing
+from .worker import Request
 from .workspace import Workspace, write_atomically
 
 SCHEMA = 1
@@ -284,49 +286,46 @@ def _logs(steps: Iterable[str], workspace: Workspace) -> str:
 def _write_rerun(folder: Path, steps: Iterable[str], graph: Graph, workspace: Workspace) -> None:
     """Each step as a request file, and a script that runs them one after the other."""
     folder.mkdir()
-    lines = [
-        "#!/bin/sh",
-        "# Runs each step of this variant again, by hand, without any cache.",
-        "set -e",
-    ]
-    lines.append('cd "$(dirname "$0")"')
+    lines = ["# Runs each step of this variant again, by hand, without any cache."]
+    # Where this folder will stand; a checkout may move, so paths are relative to it.
+    home = workspace.build / "recipe" / "variant" / "rerun"
     for number, name in enumerate(steps):
-        file = f"{number:02d}-{name.partition('/')[2]}.json"
-        request = request_for(graph.steps[name], workspace, folder / "unused")
-        request = msgspec.structs.replace(request, out=f"out/{name.partition('/')[2]}")
-        (folder / file).write_bytes(_pretty(request))
-        lines.append(f"python -m tf2aif.worker --request {shlex.quote(file)}")
+        request = request_for(graph.steps[name], workspace, folder)
+        inputs = {k: os.path.relpath(p, home) for k, p in request.inputs.items()}
+        lines.append(_write_request(folder, number, request, inputs, {}))
     write_script(folder / "rerun.sh", lines)
+
+
+def _write_request(
+    folder: Path, number: int, request: Request, inputs: dict[str, str], made: dict[str, str]
+) -> str:
+    """Write a request with relative paths; the line that runs it, `made` by earlier lines."""
+    name = request.step.partition("/")[2]
+    file = f"{number:02d}-{name}.json"
+    code = next((inputs[k] for k, p in request.inputs.items() if p == request.code), None)
+    home = os.path.dirname(code) if code else "."
+    relative = msgspec.structs.replace(request, inputs=inputs, out="", folder=home, code=code)
+    (folder / file).write_bytes(_pretty(relative))
+    words = [f"--request {shlex.quote(file)}", f'--out "$OUT"/{shlex.quote(name)}']
+    words += [f'--input {shlex.quote(k)}="$OUT"/{shlex.quote(v)}' for k, v in made.items()]
+    return f'"${{PYTHON:-python3}}" -m tf2aif.worker {" ".join(words)}'
 
 
 def _pack(out: Path, graph: Graph, workspace: Workspace, missing: list[str]) -> None:
     """The requests of the steps that are missing, with copies of all that they read."""
-    lines = [
-        "#!/bin/sh",
-        "# Runs the steps whose toolchain was not on the machine that packed this.",
-        "set -e",
-    ]
-    lines.append('cd "$(dirname "$0")"')
+    lines = ["# Runs the steps whose toolchain was not on the machine that packed this."]
     for number, name in enumerate(missing):
         step = graph.steps[name]
-        request = request_for(step, workspace, out / "unused")
+        later = {k: o.partition("/")[2] for k, o in step.inputs.items() if o in missing}
         inputs = {}
-        for key_, other in step.inputs.items():
-            inputs[key_] = (
-                f"out/{other.partition('/')[2]}" if other in missing else f"inputs/{key_}-{number}"
-            )
-            if other not in missing:
-                shutil.copytree(workspace.artifact(other), out / inputs[key_])
-        for key_, path in step.files.items():
-            inputs[key_] = f"inputs/{key_}-{number}-{Path(path).name}"
-            _copy(Path(path), out / inputs[key_])
-        file = f"{number:02d}-{name.partition('/')[2]}.json"
-        code = inputs.get("code")
-        request = msgspec.structs.replace(
-            request, inputs=inputs, out=f"out/{name.partition('/')[2]}", folder=".", code=code
-        )
-        (out / file).write_bytes(_pretty(request))
-        lines.append(f"python -m tf2aif.worker --request {shlex.quote(file)}")
+        for key_, path in request_for(step, workspace, out).inputs.items():
+            if key_ not in later:
+                inputs[key_] = f"inputs/{number:02d}-{key_}/{Path(path).name}"
+                _copy(Path(path), out / inputs[key_])
+            if path == step.code:  # and what it may import from beside it
+                for helper in Path(path).parent.glob("*.py"):
+                    _copy(helper, (out / inputs[key_]).with_name(helper.name))
+        lines.append(_write_request(out, number, request_for(step, workspace, out), inputs, later))
     write_script(out / "run.sh", lines)
 
 
@@ -339,8 +338,23 @@ def _copy(source: Path, dest: Path) -> None:
 
 
 def write_script(path: Path, lines: list[str]) -> None:
-    """A shell script that can be run as it stands."""
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    """A shell script that can be run as it stands, from anywhere; its output goes to $OUT.
+
+    $OUT is its first word, by default a folder beside its own: what a build may replace holds
+    nothing that took hours to make.
+    """
+    head = [
+        "#!/bin/sh",
+        lines[0],
+        f"# usage: {path.name} [OUT]",
+        "set -e",
+        'HERE=$(cd "$(dirname "$0")" && pwd)',
+        "OUT=${1:-$HERE-out}",
+        'mkdir -p "$OUT"',
+        'OUT=$(cd "$OUT" && pwd)',
+        'cd "$HERE"',
+    ]
+    write_atomically(path, ("\n".join([*head, *lines[1:]]) + "\n").encode())
     path.chmod(0o755)
 
 

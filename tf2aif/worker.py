@@ -345,12 +345,29 @@ def run_by_hand(request: Request) -> int:
     return 0
 
 
+def _resolved(path: Path, replaced: Mapping[str, str]) -> Request:
+    """The request in a file; its relative paths start from the file's own folder."""
+    request = msgspec.json.decode(path.read_bytes(), type=Request)
+    here = path.absolute().parent
+    inputs = {name: str(here / value) for name, value in request.inputs.items()}
+    inputs |= {name: os.path.abspath(value) for name, value in replaced.items()}
+    return msgspec.structs.replace(
+        request,
+        inputs=inputs,
+        folder=str(here / request.folder),
+        code=str(here / request.code) if request.code else None,
+    )
+
+
 def main() -> int:
     """The command line of this process."""
     parser = argparse.ArgumentParser(prog="python -m tf2aif.worker", description=__doc__)
     parser.add_argument("--serve", metavar="FDS", help="used by tf2aif itself")
     parser.add_argument("--request", type=Path, help="run the step of this file")
     parser.add_argument("--out", type=Path, help="an empty folder for its output")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=PATH", help="in place of the file's"
+    )
     parser.add_argument("--here", action="store_true", help="in this very environment")
     words = parser.parse_args()
     if words.serve:
@@ -358,7 +375,7 @@ def main() -> int:
         return 0
     if not words.request:
         parser.error("--request FILE is needed")
-    request = msgspec.json.decode(words.request.read_bytes(), type=Request)
+    request = _resolved(words.request, dict(one.split("=", 1) for one in words.input))
     if not words.here:
         argv, environment = worker_command(request)
         os.execve(argv[0], [*argv, *sys.argv[1:], "--here"], environment)
