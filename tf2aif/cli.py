@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .cli_images import add_image_commands, add_image_flag
 from .errors import FilesError, Tf2aifError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_cache,
     ):
         add(commands)
+    add_image_commands(commands, _command, _print_json)
     return parser
 
 
@@ -90,7 +92,7 @@ Commands = Any  # argparse names the type of `add_subparsers` in private
 
 
 def _command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], summary: str
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int] | None, summary: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -111,6 +113,7 @@ def _with_recipes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "--target", action="append", default=[], metavar="T", help="only this target (repeatable)"
     )
+    add_image_flag(parser)
     return parser
 
 
@@ -141,6 +144,7 @@ def _add_why(commands: Commands) -> None:
     parser = _command(commands, "why", _why, "which fact changed since a step last ran")
     parser.add_argument("step", metavar="STEP", help="a step or a variant, such as kws/cpu-int8")
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="by default recipes/")
+    add_image_flag(parser)
 
 
 def _add_list(commands: Commands) -> None:
@@ -200,6 +204,7 @@ def _build(arguments: argparse.Namespace) -> int:
     project = os.getcwd()
     recipes = _recipes(arguments)
     words = [*sorted(recipes), "--target", *sorted(arguments.target)]
+    words += ["--images"] if arguments.images else []
     report = nothing_to_do(os.path.join(project, "build", ".tf2aif"), words)
     if report is None or (arguments.strict and report["missing"]):
         report, code = _really_build(arguments, project, recipes, words)
@@ -221,7 +226,12 @@ def _really_build(
     from .progress import follow
     from .tasks import run
 
-    build = Build.load([Path(r) for r in recipes], Path(project), targets=arguments.target)
+    build = Build.load(
+        [Path(r) for r in recipes],
+        Path(project),
+        targets=arguments.target,
+        images=arguments.images,
+    )
     try:
         build.check()
         with follow(build, quiet=arguments.json):
@@ -439,7 +449,12 @@ def _load(arguments: argparse.Namespace) -> Build:
     from .build import Build
 
     recipes = [Path(name) for name in _recipes(arguments)]
-    return Build.load(recipes, Path.cwd(), targets=getattr(arguments, "target", ()))
+    return Build.load(
+        recipes,
+        Path.cwd(),
+        targets=getattr(arguments, "target", ()),
+        images=getattr(arguments, "images", False),
+    )
 
 
 def _recipes(arguments: argparse.Namespace) -> list[str]:

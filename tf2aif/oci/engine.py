@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from ..errors import StepFailed, Tf2aifError, ToolchainMissing
 from .archive import write_archive
+from .image import PORT
 from .layout import Layout, StoredImage
 
 TIMEOUT_S = 600
@@ -71,6 +72,17 @@ class Engine:
                     pass  # until the engine has read and unpacked it all
             return str(self.client.images.get(f"{name}:{tag}").id)
 
+    def has(self, tag: str, image: StoredImage) -> bool:
+        """Whether that tag is this image: by its configuration, or by its manifest."""
+        from docker.errors import ImageNotFound
+
+        with _spoken(f"look for {tag}"):
+            try:
+                found = str(self.client.images.get(tag).id)
+            except ImageNotFound:
+                return False
+        return found in (image.manifest.config.digest, image.descriptor.digest)
+
     def build(
         self, context: IO[bytes], tag: str, *, dockerfile: str = "Dockerfile", platform: str = ""
     ) -> str:
@@ -124,16 +136,18 @@ class Engine:
         host = network == "host"
         port = port or (free_port() if host else 0)
         options = container_options(needs or Needs(), port=port, host=host)
-        if host and not command:
-            command = ("--port", str(port))
+        if host:
+            command = command or ("--port", str(port))
+            options["healthcheck"] = self._health_at(image, port)
         with _spoken(f"run {image}"):
             container = self.client.containers.run(
                 image, command=list(command) or None, name=name or None, detach=True, **options
             )
         start = time.monotonic()
         try:
-            self._wait(container, timeout_s)
-            address = f"http://127.0.0.1:{port if host else _published(container)}"
+            with _spoken("look at the container"):
+                address = f"http://127.0.0.1:{port if host else _published(container)}"
+            self._wait(container, address, timeout_s)
         except BaseException:
             container.remove(force=True)
             raise
@@ -147,22 +161,47 @@ class Engine:
             found.stop(timeout=timeout_s)
             found.remove(force=True)
 
-    def _wait(self, container: Any, timeout_s: float) -> None:
+    def _wait(self, container: Any, address: str, timeout_s: float) -> None:
+        """Until the engine finds it healthy, or it says so itself: an engine asks every 5 s."""
         until = time.monotonic() + timeout_s
         while True:
             with _spoken("look at the container"):
                 container.reload()
                 state = container.attrs["State"]
-            health = (state.get("Health") or {}).get("Status", "none")
-            if health == "healthy" or (health == "none" and state["Running"]):
-                return
             if not state["Running"]:
                 raise _failed(container, f"the container ended with {state.get('ExitCode')}")
+            health = (state.get("Health") or {}).get("Status", "none")
+            if health == "healthy" or is_ready(address):
+                return
             if health == "unhealthy":
                 raise _failed(container, "the container is unhealthy")
             if time.monotonic() > until:
                 raise _failed(container, f"the container is not healthy after {timeout_s:.0f} s")
             time.sleep(0.1)
+
+    def _health_at(self, image: str, port: int) -> dict[str, Any] | None:
+        """The image's own health check, at another port."""
+        with _spoken(f"look at {image}"):
+            check = self.client.images.get(image).attrs["Config"].get("Healthcheck")
+        if not check:
+            return None
+        return {
+            "test": [word.replace(f",{PORT})", f",{port})") for word in check["Test"]],
+            "interval": check["Interval"],
+            "timeout": check["Timeout"],
+            "start_period": check["StartPeriod"],
+            "retries": check["Retries"],
+        }
+
+
+def is_ready(address: str) -> bool:
+    """Whether a server says that it is ready."""
+    import requests
+
+    try:
+        return requests.get(f"{address}/v2/health/ready", timeout=2.0).status_code == 200
+    except requests.RequestException:
+        return False
 
 
 def container_options(needs: Needs, *, port: int, host: bool) -> dict[str, Any]:
@@ -187,24 +226,10 @@ def container_options(needs: Needs, *, port: int, host: bool) -> dict[str, Any]:
     if needs.gpus:
         options["device_requests"] = [DeviceRequest(count=needs.gpus, capabilities=[["gpu"]])]
     if host:
-        options |= {"network_mode": "host", "healthcheck": health_at(port)}
+        options["network_mode"] = "host"
     else:
-        options["ports"] = {"8080/tcp": ("127.0.0.1", port or None)}
+        options["ports"] = {f"{PORT}/tcp": ("127.0.0.1", port or None)}
     return options
-
-
-def health_at(port: int) -> dict[str, Any]:
-    """The health check of a server that listens at another port than the image's own."""
-    from .variant_image import health_check
-
-    document = health_check("/usr/bin/python3.11", port).document()
-    return {
-        "test": document["Test"],
-        "interval": document["Interval"],
-        "timeout": document["Timeout"],
-        "start_period": document["StartPeriod"],
-        "retries": document["Retries"],
-    }
 
 
 def free_port() -> int:
@@ -219,7 +244,7 @@ def free_port() -> int:
 def _published(container: Any) -> int:
     container.reload()
     ports: Mapping[str, Any] = container.attrs["NetworkSettings"]["Ports"]
-    return int(ports["8080/tcp"][0]["HostPort"])
+    return int(ports[f"{PORT}/tcp"][0]["HostPort"])
 
 
 def _failed(container: Any, what: str) -> StepFailed:

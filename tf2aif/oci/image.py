@@ -34,12 +34,14 @@ _TYPES = {
     "application/vnd.docker.image.rootfs.diff.tar": LAYER,
 }
 
+PORT = 8080  # that the server of a variant listens at in its container
+
 
 class Healthcheck(Struct, frozen=True, kw_only=True):
     """How an engine tells that a container is healthy; times in seconds."""
 
     test: tuple[str, ...]
-    interval_s: float = 10.0
+    interval_s: float = 5.0
     timeout_s: float = 5.0
     start_period_s: float = 30.0
     retries: int = 3

@@ -13,6 +13,7 @@ from . import debian
 from .apt import lock_packages, write_lock
 from .lockfile import Wanted, is_lock_of, resolve
 from .planning import debian_lock, packages_lock, requirements
+from .shipped import CLIENT_PLATFORMS, CLIENT_REQUIREMENTS
 
 
 class Renewed(Struct, frozen=True, kw_only=True):
@@ -72,6 +73,10 @@ def _wanted(
         for target in (targets[each] for each in wants if each in targets):
             if recipe.service.requirements:
                 found[_name(target, name)] = _resolved_from(target, recipe)
+    for platform in CLIENT_PLATFORMS:
+        found[packages_lock("client", platform, debian.PYTHON)] = Wanted(
+            requirements=CLIENT_REQUIREMENTS, platform=platform, python=debian.PYTHON
+        )
     return found.items()
 
 

@@ -24,6 +24,7 @@ REQUIREMENTS = (
 )
 """What the server needs beside its engine."""
 CLIENT_REQUIREMENTS = ("msgspec>=0.19,<1", "numpy>=1.26,<3")
+CLIENT_PLATFORMS = ("linux/amd64", "linux/arm64")
 PACKAGE = Path(__file__).resolve().parent.parent
 
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from .. import __version__
 from .bases import Base, read_base
 from .documents import Descriptor, Platform
-from .image import Healthcheck, Image, Settings, attach, compose, join, referrers_tag
+from .image import PORT, Healthcheck, Image, Settings, attach, compose, join, referrers_tag
 from .layers import Component, read_layer
 from .layout import Layout, write_layout
 from .provenance import MEDIA_TYPE as PROVENANCE
@@ -28,7 +28,6 @@ from .sbom import write_sbom
 from .shipped import FOLDER as APP
 from .wheels import FOLDER as PACKAGES
 
-PORT = 8080
 _NAME = "org.opencontainers.image."
 _WITHHELD = "(withheld)"
 _SECRETS = ("secret", "password", "passwd", "token", "credential", "api_key", "apikey")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 PASSED = frozenset({
     "ALL_PROXY", "CURL_CA_BUNDLE", "HOME", "HTTPS_PROXY", "HTTP_PROXY", "LANG", "LANGUAGE",
+    "DOCKER_CERT_PATH", "DOCKER_CONFIG", "DOCKER_HOST", "DOCKER_TLS_VERIFY",
     "LD_LIBRARY_PATH", "NO_PROXY", "PATH", "PYTHONHOME", "PYTHONPATH", "REQUESTS_CA_BUNDLE",
     "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "VIRTUAL_ENV", "XDG_CACHE_HOME",
     "all_proxy", "http_proxy", "https_proxy", "no_proxy",
@@ -62,7 +63,8 @@ def environment_facts(extra: Iterable[str] = ()) -> dict[str, str]:
 
 def child_environment(extra: Iterable[str] = ()) -> dict[str, str]:
     """The whole environment of a worker: passed on, listed by the recipe, or fixed here."""
-    names = {*PASSED, *_vendor_names(), *extra, *(n for n in os.environ if n.startswith("LC_"))}
+    names = {*PASSED, *_vendor_names(), *extra}
+    names |= {name for name in os.environ if name.startswith(("LC_", "UV_"))}
     passed = {name: os.environ[name] for name in sorted(names) if name in os.environ}
     return {**DEFAULTS, **passed, **FIXED}
 
