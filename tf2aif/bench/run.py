@@ -36,8 +36,8 @@ class BenchOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """What is measured, and how."""
 
     loads: Annotated[tuple[Load, ...], Meta(description="scenarios, one after the other")] = (
-        Load(),
-        Load(scenario="offline"),
+        Load(window_s=0.5, max_windows=8),
+        Load(window_s=0.5, max_windows=8, scenario="offline"),
     )
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None,

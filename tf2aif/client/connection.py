@@ -166,6 +166,9 @@ class _Receiver:
         self._chunks.append(body)
 
     def on_message_complete(self) -> None:
+        if self._parser.get_status_code() < 200:  # 100 Continue: the answer is still to come
+            self._headers, self._in_body = {}, False
+            return
         self.done = True
         self.keep_alive = self._parser.should_keep_alive()
 

@@ -47,28 +47,28 @@ def identity() -> str:
 
 def run(crew: Crew, load: Load, pace: Pace, number: int) -> Window:
     """Run one window of the load's scenario in mode PerformanceOnly."""
-    lg = import_module(MODULE)  # it has no types
-
     crew.take_failures()
     with tempfile.TemporaryDirectory(prefix="tf2aif-loadgen-") as folder:
-        under_test = _UnderTest(lg, crew)
-        system = lg.ConstructSUT(under_test.issue, lambda: None)
-        library = lg.ConstructQSL(crew.samples, crew.samples, lambda _: None, lambda _: None)
-        try:
-            lg.StartTestWithLogSettings(
-                system,
-                library,
-                _settings(lg, load, pace, number),
-                _log_settings(lg, folder),
-                str(Path(folder, "audit.config")),  # else one in the current folder is obeyed
-            )
-        finally:
-            lg.DestroyQSL(library)
-            lg.DestroySUT(system)
-        if under_test.raised is not None:
-            raise under_test.raised
-        window = read_trace(Path(folder, "mlperf_log_trace.json"))
+        window = run_in(Path(folder), crew, load, pace, number)
     return msgspec.structs.replace(window, failures=crew.take_failures())
+
+
+def run_in(folder: Path, crew: Crew, load: Load, pace: Pace, number: int) -> Window:
+    """Run one window, and leave LoadGen's logs in that folder."""
+    lg = import_module(MODULE)  # it has no types
+    under_test = _UnderTest(lg, crew)
+    system = lg.ConstructSUT(under_test.issue, lambda: None)
+    library = lg.ConstructQSL(crew.samples, crew.samples, lambda _: None, lambda _: None)
+    settings, log = _settings(lg, load, pace, number), _log_settings(lg, folder)
+    audit = str(folder / "audit.config")  # else one in the current folder is obeyed
+    try:
+        lg.StartTestWithLogSettings(system, library, settings, log, audit)
+    finally:
+        lg.DestroyQSL(library)
+        lg.DestroySUT(system)
+    if under_test.raised is not None:
+        raise under_test.raised
+    return read_trace(folder / "mlperf_log_trace.json")
 
 
 class _UnderTest:
@@ -80,15 +80,17 @@ class _UnderTest:
         self.raised: BaseException | None = None
 
     def issue(self, query: list[Any]) -> None:
-        """Ask for one query's samples; a stream's query on LoadGen's own thread."""
+        """Ask for one query's samples; where there is one thread, on LoadGen's own."""
         left = query
         try:
-            if self.raised is None and len(query) <= self._crew.rows and self._crew.size == 1:
-                self._crew.ask([sample.index for sample in query])
-            elif self.raised is None:
-                for part in cut(query, self._crew.rows):
-                    self._crew.put([sample.index for sample in part], self._completion(part))
-                    left = left[len(part) :]
+            for part in cut(query, self._crew.rows) if self.raised is None else ():
+                indices = [sample.index for sample in part]
+                if self._crew.size == 1:
+                    self._crew.ask(indices)
+                    self._complete(part)
+                else:
+                    self._crew.put(indices, self._completion(part))
+                left = left[len(part) :]
         except BaseException as error:  # Ctrl-C among others; raised again when LoadGen is done
             self.raised = error
         if left:
@@ -119,9 +121,9 @@ def _settings(lg: Any, load: Load, pace: Pace, number: int) -> Any:
     return settings
 
 
-def _log_settings(lg: Any, folder: str) -> Any:
+def _log_settings(lg: Any, folder: Path) -> Any:
     output = lg.LogOutputSettings()
-    output.outdir = folder
+    output.outdir = str(folder)
     output.copy_summary_to_stdout = False
     log = lg.LogSettings()
     log.log_output = output
@@ -135,7 +137,9 @@ class _SampleTimes(Struct, frozen=True):
     complete_ns: int  # from when it was due
 
 
-class _SampleEvent(Struct, frozen=True):
+class SampleEvent(Struct, frozen=True):
+    """One sample in a trace."""
+
     ts: float  # when it was due, microseconds
     args: _SampleTimes
 
@@ -144,7 +148,7 @@ def read_trace(path: Path) -> Window:
     """The queries of a trace; one's latency is that of its last sample."""
     latencies: dict[int, int] = {}
     samples, first_ns, last_ns = 0, math.inf, 0.0
-    for event in _sample_events(path):
+    for event in sample_events(path):
         query, taken_ns = event.args.query_seq, event.args.complete_ns
         latencies[query] = max(latencies.get(query, 0), taken_ns)
         samples += 1
@@ -158,8 +162,9 @@ def read_trace(path: Path) -> Window:
     )
 
 
-def _sample_events(path: Path) -> Iterator[_SampleEvent]:
-    decode = msgspec.json.Decoder(_SampleEvent).decode
+def sample_events(path: Path) -> Iterator[SampleEvent]:
+    """Each sample of a trace."""
+    decode = msgspec.json.Decoder(SampleEvent).decode
     with path.open("rb") as lines:
         for line in lines:
             if line.startswith(b'{"name":"Sample","cat":"default","ph":"b"'):
