@@ -30,17 +30,21 @@ def freeze(function: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Froz
     `inputs` and `outputs` name its tensors, in its own order; the result has them as people count.
     Raises StepFailed where the weights are too large for one message, or cannot be constants.
     """
-    from tensorflow.python.framework import convert_to_constants
+    from tensorflow.python.framework import convert_to_constants as constants
 
     _check_size(sum(v.dtype.size * (v.shape.num_elements() or 0) for v in function.variables))
+    # What convert_variables_to_constants_v2_as_graph does, but for the function that it makes of
+    # the result: for ResNet50 that is nine tenths of its time.
+    data = constants._FunctionConverterDataInEager(
+        func=function, lower_control_flow=False, aggressive_inlining=True
+    )
     try:
-        frozen, graph = convert_to_constants.convert_variables_to_constants_v2_as_graph(
-            function, lower_control_flow=False, aggressive_inlining=True
-        )
+        graph, _ = constants._replace_variables_by_constants(converter_data=data)
     except (ValueError, RuntimeError) as error:
         raise StepFailed(f"the model cannot be frozen: {error}") from error
-    _check_stateless(graph, {tensor.op.name for tensor in frozen.inputs})
-    return Frozen(graph, _ports(inputs, frozen.inputs), _ports(outputs, frozen.outputs))
+    given = function.inputs[: len(inputs)]  # what it captures comes after
+    _check_stateless(graph, {tensor.op.name for tensor in given})
+    return Frozen(graph, _ports(inputs, given), _ports(outputs, function.outputs))
 
 
 def declared_shapes(frozen: Frozen) -> dict[str, Shape | None]:

@@ -64,5 +64,5 @@ def run(job: Job) -> Mapping[str, Any]:
         "renamed": {old: new for old, new in names.items() if old != new},
         "inputs": msgspec.to_builtins(signature.inputs),
         "outputs": msgspec.to_builtins(signature.outputs),
-        **compare_source(source, names, signature, job.out),
+        **compare_source(source, names, signature, frozen),
     }
