@@ -2,13 +2,13 @@
 
     python benchmarks/build.py [--models lenet mobilenet_v2] [--targets cpu cpu-openvino] [-n 2]
 
-The first table has whole commands: `tf2aif build` of untrained networks for all targets; every
-step of that build once more in a fresh process, as a script of converters would run them, without
-any cache; the build after `build/` was deleted; and the build with nothing to do.
+The first table tells where the CPU time of a cold build of untrained networks went: to the steps,
+by kind, as their own records have it; to starting workers and importing their toolchains; and to
+everything else that tf2aif does. The line below it is that overhead as a share of the steps' time.
 
-The second tells where the CPU time of the cold build went: to the steps, by kind, as their own
-records have it; to starting workers and importing their toolchains; and to everything else that
-tf2aif does. The last line is that overhead as a share of the steps' own time.
+The second has whole commands: that build; every step of it once more in a fresh process, as a
+script of converters would run them, without any cache; the build after `build/` was deleted, which
+the store restores; and the build with nothing to do.
 """
 
 from __future__ import annotations
@@ -83,19 +83,18 @@ def write_project(project: Path, models: Sequence[str], targets: Sequence[str]) 
 
 
 def measure(project: Path, options: argparse.Namespace) -> None:
-    """Run everything, and print each row as it is there."""
+    """Run everything, and print each part as soon as it is there."""
     print(f"{machine()}; {options.jobs} steps at a time; one run")
     print(f"{', '.join(options.models)} x {', '.join(options.targets)}\n")
-    print(f"{'':<28} {'wall s':>8} {'CPU s':>8} {'peak MiB':>9}")
     cold, own = build(project, options.jobs)
+    print_shares(cold, own, step_timings(project))
+    print(f"\n{'':<28} {'wall s':>8} {'CPU s':>8} {'peak MiB':>9}")
     row("cold build", cold)
-    steps = step_timings(project)
     if not options.skip_fresh:
         row("each step a fresh process", in_fresh_processes(project, options.jobs))
     shutil.rmtree(project / "build")
     row("build/ deleted: from store", build(project, options.jobs)[0])
     row("nothing to do", build(project, options.jobs)[0])
-    print_shares(cold, own, steps)
 
 
 def build(project: Path, jobs: int) -> tuple[Times, Own]:
@@ -162,7 +161,7 @@ def print_shares(cold: Times, own: Own, steps: Sequence[tuple[str, float, float]
     for kind, cpu_s, peak_mb in steps:
         kinds[kind].append((cpu_s, peak_mb))
     total = sum(cpu_s for _, cpu_s, _ in steps)
-    print(f"\n{'cold build, by':<28} {'count':>8} {'CPU s':>8} {'peak MiB':>9}")
+    print(f"{'cold build, by':<28} {'count':>8} {'CPU s':>8} {'peak MiB':>9}")
     for kind, found in sorted(kinds.items(), key=lambda item: -sum(c for c, _ in item[1])):
         cpu_s, peak = sum(c for c, _ in found), max(p for _, p in found)
         print(f"{'step ' + kind:<28} {len(found):>8} {cpu_s:>8.2f} {peak:>9.0f}")
