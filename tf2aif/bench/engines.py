@@ -110,8 +110,12 @@ class EngineSubject:
             failures=answer.failures,
         )
 
+    def kill(self) -> None:
+        """End the process at once, whatever it does."""
+        self._process.kill()
+
     def close(self) -> None:
-        """End the process."""
+        """End the process when it has done what it does."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):
@@ -119,7 +123,7 @@ class EngineSubject:
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
             self._process.wait()
 
     def _ask(self, task: _Task) -> _Answer:

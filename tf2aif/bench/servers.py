@@ -33,6 +33,7 @@ def serve(variant: Built, *, threads: int | None, log: Path) -> Iterator[str]:
             command,
             stdout=subprocess.PIPE,
             stderr=errors,
+            bufsize=0,  # what is read ahead would not be seen by `select`
             env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
         )
     try:

@@ -1,0 +1,225 @@
+"""Bench: engine alone, server and baseline of real variants, in turns."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from serving import TARGET
+
+from tf2aif.bench import BenchOptions, BenchRecord, bench, bench_table, read_bench
+from tf2aif.bench.baseline import find_baseline, read_built
+from tf2aif.bench.engines import EngineSubject, alone
+from tf2aif.bench.record import SpeedUp
+from tf2aif.bench.run import speed_up
+from tf2aif.bench.servers import serve
+from tf2aif.client.figures import Figures, WindowFigures
+from tf2aif.client.load import Load
+from tf2aif.client.measure import Step
+from tf2aif.client.run import Silent
+from tf2aif.errors import Tf2aifError
+from tf2aif.record import read_record
+
+pytest_plugins = ("built",)
+
+SHORT = Load(window_s=0.1, warmup_s=0.1, max_windows=3)
+NATIVE = f"digits/{TARGET}-tf-fp32"
+
+
+class Watch(Silent):
+    """Notes what was measured, in order."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, step: Step) -> None:
+        self.names.append(step.name)
+
+
+@pytest.fixture(scope="module")
+def measured(digits: Path) -> tuple[dict[str, BenchRecord], list[str]]:
+    """The int8 variant and the baseline, measured together; and the order of the windows."""
+    watch = Watch()
+    loads = tuple(
+        msgspec.structs.replace(SHORT, scenario=name) for name in ("single-stream", "offline")
+    )
+    folders = [digits / f"{TARGET}-int8", digits / f"{TARGET}-tf-fp32"]
+    return bench(folders, BenchOptions(loads=loads, threads=1), watch), watch.names
+
+
+def test_engine_server_and_baseline_take_turns(
+    measured: tuple[dict[str, BenchRecord], list[str]],
+) -> None:
+    _, names = measured
+    subjects = {f"digits/{TARGET}-int8", NATIVE}
+    expected = {f"{name} {what}" for name in subjects for what in ("engine", "server")}
+    first, second = names[:4], names[4:8]
+    assert set(first) == expected
+    assert second == first[::-1]
+    assert len(names) == 2 * 3 * 4
+
+
+def test_record_is_written_and_read(
+    digits: Path, measured: tuple[dict[str, BenchRecord], list[str]]
+) -> None:
+    records, _ = measured
+    for name, record in records.items():
+        folder = digits / name.partition("/")[2]
+        assert read_bench(folder) == record
+        variant = read_record(folder)
+        assert variant is not None
+        assert (record.recipe, record.variant) == (variant.recipe, variant.variant)
+        assert record.artifact == variant.artifact
+        assert record.threads == 1
+        assert not record.random
+        assert record.machine.cores >= 1
+        assert record.machine.memory_bytes > 2**28
+        assert "no MLPerf results" in record.note
+
+
+def test_figures_hang_together(measured: tuple[dict[str, BenchRecord], list[str]]) -> None:
+    records, _ = measured
+    stream, offline = records[f"digits/{TARGET}-int8"].scenarios
+    assert stream.native is not None
+    for figures in (stream.engine, stream.server, stream.native):
+        assert figures.failures == {}
+        assert figures.latency is not None
+        assert figures.latency.p50_ms is not None
+        assert figures.latency.p50_ms > 0
+    assert stream.overhead_ms is not None
+    assert stream.overhead_ms > 0
+    assert stream.speedup is not None
+    assert stream.speedup.low <= stream.speedup.high
+    assert stream.speedup.ratio > 1  # LiteRT on so small a model is far faster than TensorFlow
+    assert set(stream.stages) == {"queue", "preprocess", "inference", "postprocess", "request"}
+    assert offline.overhead_ms is None
+    assert offline.engine.latency is None
+
+
+def test_baseline_is_compared_with_nothing(
+    measured: tuple[dict[str, BenchRecord], list[str]],
+) -> None:
+    records, _ = measured
+    assert records[f"digits/{TARGET}-int8"].native == NATIVE
+    assert records[NATIVE].native is None
+    assert all(s.native is None and s.speedup is None for s in records[NATIVE].scenarios)
+
+
+def test_table_has_a_line_for_each(measured: tuple[dict[str, BenchRecord], list[str]]) -> None:
+    table = bench_table(measured[0])
+    assert table.count(f"digits/{TARGET}-int8 ") == 2
+    assert "no MLPerf results" in table
+
+
+def test_without_an_evaluation_set_samples_are_drawn(digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits / f"{TARGET}-int8", tmp_path / "digits" / f"{TARGET}-int8")
+    (record,) = bench(
+        [tmp_path / "digits" / f"{TARGET}-int8"], BenchOptions(loads=(SHORT,))
+    ).values()
+    assert record.random
+    assert record.native is None
+    assert record.scenarios[0].engine.failures == record.scenarios[0].server.failures == {}
+
+
+# What goes wrong.
+
+
+def test_what_is_not_built(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(Tf2aifError, match="no variant is there"):
+        bench([tmp_path])
+    with pytest.raises(Tf2aifError, match="no variant is named"):
+        bench([])
+
+
+def test_variant_for_another_machine(digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(digits / f"{TARGET}-int8", folder)
+    record = read_record(folder)
+    assert record is not None
+    other = "linux/arm/v7"
+    (folder / "variant.json").write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(record, platform=other))
+    )
+    with pytest.raises(Tf2aifError, match=f"is for {other}; this machine is"):
+        bench([folder])
+
+
+@pytest.fixture
+def broken(digits: Path, tmp_path: Path) -> Path:
+    """A variant whose model is no model."""
+    folder = tmp_path / "digits" / f"{TARGET}-int8"
+    shutil.copytree(digits / f"{TARGET}-int8", folder)
+    (folder / "artifact" / "model.tflite").write_bytes(b"nothing")
+    return folder
+
+
+def test_server_that_does_not_start(broken: Path, tmp_path: Path) -> None:
+    with pytest.raises(Tf2aifError, match=r"the server of digits/.* ended with 1") as failure:
+        with serve(read_built(broken), threads=None, log=tmp_path / "log"):
+            pass
+    assert "LiteRT cannot load it" in failure.value.render()
+
+
+def test_engine_that_does_not_load(broken: Path, digits: Path, tmp_path: Path) -> None:
+    samples = digits / ".steps" / "evaluation"
+    subject = EngineSubject(read_built(broken), samples, None, tmp_path / "log")
+    with pytest.raises(Tf2aifError, match="LiteRT cannot load it"):
+        subject.wait_ready()
+    subject.close()
+
+
+def test_engine_that_dies(digits: Path, tmp_path: Path) -> None:
+    variant = read_built(digits / f"{TARGET}-int8")
+    subject = EngineSubject(variant, digits / ".steps" / "evaluation", 1, tmp_path / "log")
+    subject.wait_ready()
+    assert subject.warm_up(SHORT).throughput > 0
+    subject.kill()
+    with pytest.raises(Tf2aifError, match="ended with exit code -9"):
+        subject.warm_up(SHORT)
+    subject.close()
+
+
+def test_baseline_is_the_native_variant_of_the_platform(digits: Path) -> None:
+    found = find_baseline(read_built(digits / f"{TARGET}-int8"))
+    assert found is not None
+    assert found.id == NATIVE
+    assert find_baseline(found) is None
+
+
+def test_engine_alone_runs_one_at_a_time() -> None:
+    assert alone(Load(scenario="offline")).connections == 1
+
+
+def test_speed_up_is_of_rounds() -> None:
+    def figures(scenario: str, medians: list[float]) -> Figures:
+        windows = [
+            WindowFigures(p50_ms=ms, throughput=1 / ms, queries=9, errors=0) for ms in medians
+        ]
+        return Figures(
+            scenario=scenario,  # type: ignore[arg-type]
+            stable=True,
+            latency=None,
+            throughput=1 / medians[-1],
+            queries=9,
+            samples=9,
+            errors=0,
+            failures={},
+            windows=tuple(windows),
+        )
+
+    found = speed_up(figures("offline", [1.0, 2.0]), figures("offline", [4.0, 4.0]))
+    assert found == SpeedUp(ratio=2.0, low=2.0, high=4.0)
+    assert speed_up(figures("server", [1.0]), figures("server", [1.0])) is None
+
+
+def test_importing_bench_loads_no_vendor_library() -> None:
+    program = "import sys, tf2aif.bench; print(*sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    vendors = {"tensorflow", "ai_edge_litert", "openvino", "onnxruntime", "mlperf_loadgen"}
+    assert not vendors & set(shown.stdout.split())
