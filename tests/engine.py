@@ -131,12 +131,17 @@ def _answers(port: int) -> bool:
 
 
 class Cutter:
-    """A TCP proxy that cuts connections once so many bytes went up; `cuts` counts down."""
+    """A TCP proxy that cuts connections; `cuts` counts down.
+
+    It cuts once so many bytes went up on a connection (`after_bytes`), or before the request with
+    that number, counted from 0, among those that begin so (`before`).
+    """
 
     def __init__(self, upstream: str) -> None:
         host, _, port = upstream.partition(":")
         self.upstream = (host, int(port))
         self.after_bytes: int | None = None
+        self.before: tuple[bytes, int] | None = None
         self.cuts = 0
         self.requests: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -162,11 +167,16 @@ class Cutter:
                 if data[:4] in (b"POST", b"PUT ", b"PATC", b"GET ", b"HEAD"):
                     self.requests.append(data.split(b"\r\n", 1)[0])
                 seen += len(data)
-                if self.cuts and self.after_bytes is not None and seen > self.after_bytes:
+                if self.cuts and self._is_due(data, seen):
                     self.cuts -= 1
                     break
                 server.sendall(data)
         _close(client, server)
+
+    def _is_due(self, data: bytes, seen: int) -> bool:
+        if self.before is not None and data.startswith(self.before[0]):
+            return sum(one.startswith(self.before[0]) for one in self.requests) > self.before[1]
+        return self.after_bytes is not None and seen > self.after_bytes
 
     def _down(self, server: socket.socket, client: socket.socket) -> None:
         with contextlib.suppress(OSError):

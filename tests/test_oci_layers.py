@@ -38,7 +38,9 @@ def read_back(folder: Path) -> dict[str, bytes]:
         return {name: file.read() for name, file in files.items() if file}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.dictionaries(PATHS, st.binary(max_size=200), max_size=8), st.randoms())
 def test_a_layer_holds_what_was_given_in_any_order(tmp_path, files, random):
     kept = {
@@ -98,7 +100,9 @@ def test_the_epoch_is_the_time_of_every_entry(tmp_path: Path):
 
 
 def test_folders_come_before_what_is_in_them():
-    paths = [e.path for e in complete([Entry(path="b/c/d", source=b""), Entry(path="b.x", source=b"")])]
+    paths = [
+        e.path for e in complete([Entry(path="b/c/d", source=b""), Entry(path="b.x", source=b"")])
+    ]
     assert paths == ["b", "b/c", "b/c/d", "b.x"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from msgspec import Struct
@@ -30,10 +31,12 @@ def find_credentials(host: str) -> Credentials | None:
     from docker.errors import DockerException
 
     try:
-        config = auth.load_config()
-        found: dict[str, Any] | None = config.resolve_authconfig(
-            auth.INDEX_NAME if host == DOCKER_HUB else host
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a helper is not there is an error of ours
+            config = auth.load_config()
+            found: dict[str, Any] | None = config.resolve_authconfig(
+                auth.INDEX_NAME if host == DOCKER_HUB else host
+            )
     except (DockerException, ValueError) as error:
         raise Tf2aifError(
             f"no credentials could be read for {host}: {error}",

@@ -146,14 +146,17 @@ class Registry:
     def push_blob(self, source: Path, digest: str) -> None:
         """Upload a blob in chunks. After a broken connection it goes on where the registry is."""
         size = source.stat().st_size
-        answer = self._ask("POST", self._url("blobs/uploads/"), headers={"Content-Length": "0"})
-        self._expect(answer, (202,), "begin an upload")
         with source.open("rb") as file:
-            location = self._send(file, size, self._location(answer), digest)
+            location = self._send(file, size, self._begin_upload(), digest)
         done = self._ask(
             "PUT", location, params={"digest": digest}, headers={"Content-Length": "0"}
         )
         self._expect(done, (201,), f"finish the upload of {digest}")
+
+    def _begin_upload(self) -> str:
+        answer = self._ask("POST", self._url("blobs/uploads/"), headers={"Content-Length": "0"})
+        self._expect(answer, (202,), "begin an upload")
+        return self._location(answer)
 
     def _send(self, file: IO[bytes], size: int, location: str, digest: str) -> str:
         """Send what the upload lacks; where it is finished."""
@@ -164,10 +167,10 @@ class Registry:
             file.seek(sent)
             answer = self._patch(location, _Part(file, length), sent, length)
             if answer is not None and answer.status_code in (202, 204):
-                sent, location, failures = sent + length, self._location(answer), 0
+                sent, location = sent + length, self._location(answer)
                 continue
             failures += 1
-            if failures == TRIES or (answer is not None and not _passes(answer, 416)):
+            if failures == TRIES or (answer is not None and not _passes(answer, 404, 416)):
                 self._expect_sent(answer, digest)
             self._sleep(_pause(failures, answer))
             sent, location = self._progress(location)
@@ -193,11 +196,17 @@ class Registry:
         return answer
 
     def _progress(self, location: str) -> tuple[int, str]:
-        """How many bytes the registry has of an upload, and where it goes on."""
+        """How many bytes the registry has of an upload, and where it goes on.
+
+        Docker's own registry gives up an upload whose connection broke within a chunk: that one
+        begins again.
+        """
         answer = self._ask("GET", location)
+        if answer.status_code == 404:
+            return 0, self._begin_upload()
         self._expect(answer, (204, 202), "go on with the upload")
         last = answer.headers.get("Range", "0-0").rpartition("-")[2]
-        # `0-0` is said both of nothing and of one byte: beginning again is right for both.
+        # `0-0` is said both of nothing and of one byte: no chunk is that small.
         return (int(last) + 1 if last.isdigit() and last != "0" else 0), self._location(answer)
 
     def _expect_sent(self, answer: requests.Response | None, digest: str) -> None:
