@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import (
+from toy_server import (
     CLASSES,
     FEATURES,
     ROOT,

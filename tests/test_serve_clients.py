@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import Server, expected, rows, served, write_litert
+from toy_server import Server, expected, rows, served, write_litert
 
 URL = "/v2/models/toy/versions/cpu-fp32/infer"
 
@@ -95,7 +95,7 @@ async def main():
         wanted = RequestedOutput("scores", parameters={"binary_data": binary})
         request = InferRequest("toy", [given], request_outputs=[wanted])
         got = await client.infer(url, request, model_name="toy")
-        assert got.model_name == "toy" and got.model_version == "cpu-fp32", got
+        assert got.model_name == "toy", got
         np.save(f"{sys.argv[2]}.{int(binary)}.npy", got.outputs[0].as_numpy())
     given = InferInput("feature", list(x.shape), "FP32")
     given.set_data_from_numpy(x, binary_data=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import (
+from toy_server import (
     Server,
     expected,
     message,

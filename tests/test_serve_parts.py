@@ -160,7 +160,7 @@ def test_npy_payloads() -> None:
     np.testing.assert_array_equal(decoded["x"], PHOTO)
     unsafe = io.BytesIO()
     np.save(unsafe, np.array([{}], object), allow_pickle=True)
-    with pytest.raises(HookFailed, match="not a .npy file"):
+    with pytest.raises(HookFailed, match=r"not a \.npy file"):
         decode_default(unsafe.getvalue(), "application/x-npy", ("x",))
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from ..engines import Array
+from ..errors import Tf2aifError
 from .batcher import Batcher, Outcome
 from .codec import Request, Response, decode_request, encode_response
 from .config import Config
@@ -91,14 +92,23 @@ class DataPlane:
         await self._threads.call(self.model.load, self._config.threads)
         self.metrics.load_s.set(time.perf_counter() - start)
         start = time.perf_counter()
-        for _ in range(self._config.warmup_runs):
-            for rows in {1, self._config.batching.max_size} if self.model.batched else {1}:
-                await self._infer(self.model.zeros(rows), rows)
+        await self._threads.call(self._warm_up)
         self.metrics.warmup_s.set(time.perf_counter() - start)
         self._loaded = True
         self.metrics.ready.set(1)
         if self._sources:
             self._energy = asyncio.create_task(self._watch_energy())
+
+    def _warm_up(self) -> None:
+        rows_wanted = {1, self._config.batching.max_size} if self.model.batched else {1}
+        for _ in range(self._config.warmup_runs):
+            for rows in sorted(rows_wanted):
+                outcome = self._batcher.run_now(self.model.zeros(rows), rows)
+                if outcome is not None and outcome.error is not None:
+                    raise Tf2aifError(
+                        f"the model loads, and cannot be run: {outcome.error}",
+                        at=str(self.model.artifact),
+                    ) from outcome.error
 
     def drain(self) -> None:
         """Be not ready from now on, and serve what still comes."""

@@ -48,6 +48,11 @@ class Model:
         self.hooks_file = None if self.record.hooks is None else folder / self.record.hooks
         self._doors = {spec.name: spec for spec in self.inputs}
         self._stored = {spec.name: spec for spec in self.signature.inputs}
+        # Asking an array for its dtype's name takes longer than all other checks together.
+        self._dtypes = {
+            spec.name: (np.dtype(self._doors[spec.name].dtype), np.dtype(spec.dtype))
+            for spec in self.signature.inputs
+        }
         self._engine: Engine | None = None
 
     @property
@@ -118,7 +123,7 @@ class Model:
         if array is None:
             raise invalid(f"{where} is missing")
         stored = self._stored[door.name]
-        if array.dtype.name not in (door.dtype, stored.dtype):
+        if array.dtype not in self._dtypes[door.name]:
             takes = " or ".join(dict.fromkeys((datatype_of(door.dtype), datatype_of(stored.dtype))))
             raise invalid(f"{where} takes {takes}, not {datatype_of(array.dtype)}")
         fits = len(array.shape) == len(door.shape) and all(
@@ -133,7 +138,7 @@ class Model:
 
     def _to_stored(self, name: str, array: Array) -> Array:
         spec = self._stored[name]
-        if spec.quantization is None or array.dtype.name == spec.dtype:
+        if spec.quantization is None or array.dtype == self._dtypes[name][1]:
             return array
         return quantize(array, spec.dtype, spec.quantization)
 
