@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .cli_images import add_image_commands, add_image_flag
+from .cli_serving import add_serving_commands
 from .errors import FilesError, Tf2aifError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_cache,
     ):
         add(commands)
+    add_serving_commands(commands, _command, _print_json)
     add_image_commands(commands, _command, _print_json)
     return parser
 

@@ -27,8 +27,8 @@ def add_image_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         action=argparse.BooleanOptionalAction,
-        default=os.environ.get(SWITCH, "yes").lower() not in ("no", "0", "off", "false"),
-        help=f"end each variant in a container image; by default, unless {SWITCH}=no",
+        default=os.environ.get(SWITCH, "no").lower() in ("yes", "1", "on", "true"),
+        help=f"end each variant in a container image; by default where {SWITCH}=yes",
     )
 
 

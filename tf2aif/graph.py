@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,6 +18,7 @@ from .oci.planning import ImageInputs, ImageOf, ImagePlan, plan_image
 from .sources import Source, is_code_key, plan_sources
 from .spec.load import LoadedRecipe, pipeline
 from .spec.recipe import Calibration, Evaluation, Recipe, TargetOverride
+from .spec.service import hook_files
 from .spec.target import Limits, StepUse, Target
 from .steps import STEPS, step_module
 
@@ -61,6 +62,9 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     calibration: str | None = None
     random_calibration: bool = False
     image: ImagePlan | None = None
+    batch: int | Literal["free", "none"] = 1
+    hook_files: dict[str, str] = {}  # path below `hooks/` -> absolute path
+    hooks: str | None = None  # of these, the one with the functions
 
     @property
     def name(self) -> str:
@@ -177,6 +181,7 @@ class _Planner:
         here = target.platform == self.platform
         used = "calibration" in self._ancestry(artifact)
         check = self._check(label, artifact, target.engine.name, engine, target.limits)
+        files, hooks = hook_files(self.recipe.service, self.folder)
         return Variant(
             recipe=self.loaded.name,
             target=name,
@@ -193,6 +198,9 @@ class _Planner:
             calibration=self._calibration(calibration) if used and calibration else None,
             random_calibration=used and calibration == "random",
             image=self._image(name, target, precision, engine, artifact, check),
+            batch=self.recipe.model.batch,
+            hook_files=files,
+            hooks=hooks,
         )
 
     def _image(
@@ -312,12 +320,14 @@ class _Planner:
                 "choose": spec.choose,
                 "seed": spec.seed,
             }
-            if isinstance(spec, Evaluation) and spec.labels is not None:
-                labels, more = plan_sources(spec.labels, "labels")
-                options["labels"], files = labels[""], files | more
+            if isinstance(spec, Evaluation):
+                files |= self._hooks()
+                if spec.labels is not None:
+                    labels, more = plan_sources(spec.labels, "labels")
+                    options["labels"], files = labels[""], files | more
         options["batched"] = self.recipe.model.batch != "none"
         paths = self._paths(files)
-        code = next((path for name, path in paths.items() if is_code_key(name)), None)
+        code = next((path for name, path in paths.items() if _is_code(name)), None)
         fields = self._code(code) if code else {}
         return self._add(
             kind,
@@ -327,6 +337,14 @@ class _Planner:
             inputs={"model": self._import()},
             **fields,
         )
+
+    def _hooks(self) -> dict[str, str]:
+        """The service's hooks and what they read, for steps that run them."""
+        service = self.recipe.service
+        if service.hooks is None:
+            return {}
+        files = {f"hooks.file.{i}": path for i, path in enumerate(service.files)}
+        return {"hooks": service.hooks, **files}
 
     def _calibration(self, calibration: Calibration | str | None) -> str:
         spec = calibration if isinstance(calibration, Calibration) else None
@@ -376,11 +394,13 @@ class _Planner:
     ) -> str:
         evaluation = self.recipe.evaluation
         metric = evaluation.metric if evaluation else None
-        fields: dict[str, Any] = {}
+        files = self._hooks() if evaluation else {}
         if metric and ".py:" in metric:
             file, _, function = metric.rpartition(":")
-            fields = {"files": {"metric": self._path(file)}, **self._code(self._path(file))}
+            files["metric"] = file
             metric = f"function:{function}"
+        paths = self._paths(files)
+        fields = self._code(next(iter(paths.values()))) if paths else {}
         return self._add(
             f"check-{label}",
             "check",
@@ -397,6 +417,7 @@ class _Planner:
                 "reference": self._reference(),
             },
             limits=limits,
+            files=paths,
             **fields,
         )
 
@@ -417,6 +438,10 @@ class _Planner:
             alone=True,
             machine=True,
         )
+
+
+def _is_code(name: str) -> bool:
+    return name == "hooks" or is_code_key(name)
 
 
 def _changed(use: StepUse, override: TargetOverride) -> StepUse:

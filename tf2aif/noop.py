@@ -21,6 +21,7 @@ from .toolchains.installed import environment_facts, installed
 if TYPE_CHECKING:
     from .build import Build
 
+_OTHERS = ("TF2AIF_CACHE", "XDG_CACHE_HOME", "HOME", "SOURCE_DATE_EPOCH")
 SETTLE_S = 0.2  # how long a build may wait for its last files' time stamps to come of age
 
 
@@ -47,6 +48,7 @@ def watched(build: Build, recipes: Iterable[str]) -> list[str]:
     space = build.workspace
     package = os.path.dirname(__file__)
     paths = [*recipes, str(space.project / "targets"), str(space.project / "recipes"), package]
+    paths.append(str(space.project / "locks"))
     for step in build.graph.steps.values():
         made = space.made(step.id)
         paths += [*step.files.values(), str(space.artifact(step))]
@@ -55,7 +57,8 @@ def watched(build: Build, recipes: Iterable[str]) -> list[str]:
         paths += [
             os.path.join(step.folder, n.partition(".")[2]) for n in observed if n.startswith(kinds)
         ]
-    paths += [str(space.variant(name)) for name in build.graph.variants]
+    for variant in build.graph.variants.values():
+        paths += [str(space.variant(variant.id)), *variant.hook_files.values()]
     paths += [
         str(space.build / recipe / ".steps")
         for recipe in {v.recipe for v in build.graph.variants.values()}
@@ -94,6 +97,6 @@ def _world(words: Sequence[str], variables: Iterable[str]) -> list[Any]:
     """All but files that a build depends on, as JSON gives it back."""
     versions = sorted(f"{name}=={version}" for name, version in installed().items())
     environment = sorted(f"{k}={v}" for k, v in environment_facts(tuple(variables)).items())
-    store = [os.environ.get(n, "") for n in ("TF2AIF_CACHE", "XDG_CACHE_HOME", "HOME")]
+    store = [os.environ.get(n, "") for n in _OTHERS]
     cores = sorted(os.sched_getaffinity(0))
     return [__version__, sys.version, list(words), versions, environment, store, cores]

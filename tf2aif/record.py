@@ -1,6 +1,7 @@
 """The record of a variant: what it is, as facts, in `build/<recipe>/<variant>/variant.json`.
 
 artifact/      the files that ship
+hooks/         the recipe's hooks, where it has some
 variant.json   this record
 log.txt        what its steps printed
 rerun/         each step as a request, and rerun.sh that runs them again by hand
@@ -33,6 +34,7 @@ from .worker import Request
 from .workspace import Workspace, write_atomically
 
 SCHEMA = 1
+BENCH = "bench.json"  # see tf2aif.bench.record
 
 State = Literal["built", "emulated", "bundled", "verified-on-device", "failed"]
 
@@ -71,6 +73,8 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     reason: str = ""
     engine: dict[str, Any]
+    batch: int | Literal["free", "none"] = 1
+    hooks: str | None = None  # the hooks file, relative to the variant's folder
     baseline: bool = False
     calibration: str = "none"  # none, data, random
     artifact: str = ""
@@ -92,7 +96,11 @@ def variant_facts(
 ) -> Facts | None:
     """What decides whether a variant's folder is up to date; None where a step has not run."""
     facts: Facts = {"schema": SCHEMA, "machine": host.machine()}
-    facts["variant"] = msgspec.to_builtins(variant)
+    # Where the hooks lie is no fact (a checkout may move), what is in them is.
+    places = msgspec.structs.replace(variant, hook_files=dict.fromkeys(variant.hook_files, ""))
+    facts["variant"] = msgspec.to_builtins(places)
+    for name, path in variant.hook_files.items():
+        facts[f"hooks.{name}"] = digest_tree(Path(path), workspace.stats)
     for name in graph.needs(variant.steps):
         if name in missing:
             facts[f"step.{name}"] = _missing_facts(graph.steps[name], missing[name], workspace)
@@ -117,9 +125,11 @@ def is_current(variant: Variant, graph: Graph, workspace: Workspace, missing: Mi
     if facts is None or made is None or made.key != key(facts):
         return False
     try:
-        return list_tree(workspace.variant(variant.id), workspace.stats) == made.outputs
+        found = list_tree(workspace.variant(variant.id), workspace.stats)
     except FileNotFoundError:
         return False
+    # What `tf2aif bench` measured of this artifact stays beside it.
+    return tuple(file for file in found if file.path != BENCH) == made.outputs
 
 
 def write_variant(
@@ -237,6 +247,8 @@ def _bare(variant: Variant, state: State, reason: str) -> VariantRecord:
         state=state,
         reason=reason,
         engine={"name": variant.engine, "options": variant.engine_options},
+        batch=variant.batch,
+        hooks=f"hooks/{variant.hooks}" if variant.hooks else None,
         baseline=variant.baseline,
         calibration=calibration,
         labels=variant.labels,
@@ -265,6 +277,8 @@ def _write_folder(
     steps = graph.needs(variant.steps)
     with fresh_folder(workspace.variant(variant.id)) as out:
         shutil.copytree(workspace.artifact(variant.artifact), out / "artifact")
+        for name, path in variant.hook_files.items():
+            _copy(Path(path), out / "hooks" / name)
         if variant.image:
             image = write_image(variant, variant.image, graph, workspace, out / "image")
             record = msgspec.structs.replace(record, image=image)
@@ -293,7 +307,8 @@ def _write_rerun(folder: Path, steps: Iterable[str], graph: Graph, workspace: Wo
         request = request_for(graph.steps[name], workspace, folder)
         inputs = {k: os.path.relpath(p, home) for k, p in request.inputs.items()}
         lines.append(_write_request(folder, number, request, inputs, {}))
-    write_script(folder / "rerun.sh", lines)
+    # Beside the variant's folder: this one is made anew by the next build.
+    write_script(folder / "rerun.sh", lines, out="${HERE%/*}-rerun")
 
 
 def _write_request(
@@ -337,11 +352,11 @@ def _copy(source: Path, dest: Path) -> None:
         shutil.copyfile(source, dest)
 
 
-def write_script(path: Path, lines: list[str]) -> None:
+def write_script(path: Path, lines: list[str], out: str = "$HERE-out") -> None:
     """A shell script that can be run as it stands, from anywhere; its output goes to $OUT.
 
-    $OUT is its first word, by default a folder beside its own: what a build may replace holds
-    nothing that took hours to make.
+    $OUT is its first word, by default `out`, a folder beside the variant's: what a build may
+    replace holds nothing that took hours to make.
     """
     head = [
         "#!/bin/sh",
@@ -349,7 +364,7 @@ def write_script(path: Path, lines: list[str]) -> None:
         f"# usage: {path.name} [OUT]",
         "set -e",
         'HERE=$(cd "$(dirname "$0")" && pwd)',
-        "OUT=${1:-$HERE-out}",
+        f"OUT=${{1:-{out}}}",
         'mkdir -p "$OUT"',
         'OUT=$(cd "$OUT" && pwd)',
         'cd "$HERE"',

@@ -160,7 +160,8 @@ def make_tasks(build: Build) -> Iterator[Task]:
 def _step_task(build: Build, name: str) -> Task:
     step, space = build.graph.steps[name], build.workspace
     test = UpToDate(name, lambda: build.is_fresh(name))
-    reads: list[str | Path] = [*step.files.values(), *(space.artifact(other) for other in step.inputs.values())]
+    reads: list[str | Path] = [*step.files.values()]
+    reads += [space.artifact(other) for other in step.inputs.values()]
     return Task(
         name,
         [Action(lambda again: build.run_step(name, again=again), test)],
@@ -189,8 +190,12 @@ def _variant_task(build: Build, name: str) -> Task:
     )
 
 
-def configure(dodo: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
+def configure(
+    dodo: str, *, images: bool = False
+) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
     """The two names that a `dodo.py` needs, for the recipes beside it.
+
+    With `images` each variant ends in a container image.
 
         from tf2aif.tasks import configure
         DOIT_CONFIG, task_tf2aif = configure(__file__)
@@ -203,7 +208,7 @@ def configure(dodo: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
     def build() -> Build:
         if not held:
             try:
-                held.append(Build.load([project / "recipes"], project))
+                held.append(Build.load([project / "recipes"], project, images=images))
             except Tf2aifError as error:
                 raise SystemExit(error.render()) from None
             atexit.register(held[0].close)

@@ -31,13 +31,21 @@ from .observed import file_value
 from .watch import active_watch, is_library
 
 
+def load_module(path: Path) -> ModuleType:
+    """The user's file as a module, executed once for each content that it has.
+
+    Raises StepFailed where it cannot be read or, with file and line, where executing it raises.
+    """
+    return _load(os.path.abspath(path))
+
+
 def load_function(path: Path, name: str) -> Callable[..., Any]:
     """The function of that name in a user's file; modules beside the file can be imported.
 
     The file is executed once for each content that it has. Raises StepFailed where there is no
     such file or function, and, with file and line, where executing the file raises.
     """
-    module = _load(os.path.abspath(path))
+    module = load_module(path)
     found = getattr(module, name, None)
     if callable(found):
         return found  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ from ..engines import engine_module
 from ..errors import Fault, FilesError
 from ..facts import key
 from ..spec.recipe import Recipe
+from ..spec.service import hook_files
 from ..spec.target import Target
 from .shipped import REQUIREMENTS, SERVER, shipped_files
 
@@ -92,7 +93,7 @@ def plan_image(of: ImageOf, inputs: ImageInputs, add: Add, options: Mapping[str,
     `options` are those of all steps that make and check the artifact: the image's revision is
     their digest. Raises FilesError for a base of no known kind.
     """
-    hooks, hook = _hooks(of)
+    hooks, hook = hook_files(of.recipe.service, of.folder)
     return ImagePlan(
         base=_base(of, inputs, add),
         packages=_packages(of, inputs, add),
@@ -208,18 +209,6 @@ def _model(of: ImageOf, inputs: ImageInputs, add: Add, hook: str | None) -> str:
         inputs={"artifact": of.artifact, "check": of.check},
         limits=of.target.limits,
     )
-
-
-def _hooks(of: ImageOf) -> tuple[dict[str, str], str | None]:
-    """The hooks file and what it reads, by their paths below their common folder."""
-    service = of.recipe.service
-    if not service.hooks:
-        return {}, None
-    paths = [os.path.normpath(os.path.join(of.folder, name)) for name in
-             (service.hooks, *service.files)]  # fmt: skip
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    found = {os.path.relpath(path, root).replace(os.sep, "/"): path for path in paths}
-    return found, os.path.relpath(paths[0], root).replace(os.sep, "/")
 
 
 def _path(inputs: ImageInputs, name: str) -> str:

@@ -64,6 +64,12 @@ def run(job: Job) -> Mapping[str, Any]:
     evaluation = read_set(job.inputs["evaluation"])
     reference = read_reference(job.inputs["reference"])
     outputs = _run_engine(job.inputs["artifact"], options, evaluation.inputs)
+    if "hooks" in job.inputs:
+        from .hooked import finish, load_hooked
+
+        path = job.inputs["hooks"]
+        hooks = load_hooked(path)
+        outputs, reference = finish(hooks, outputs, path), finish(hooks, reference, path)
     _check_outputs(outputs, reference)
     source, variant, drop = _score(job, options, outputs, reference, evaluation.labels)
     result = Result(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,8 @@ TOOLCHAIN = "python"
 INPUTS = ("model",)
 
 RANDOM_SAMPLES = 32  # drawn where the recipe does not say how many
+HOOKS = "hooks"  # the key in Job.inputs of the service's hooks, which prepare evaluation samples
+HOOK_BATCH = 32
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -80,14 +83,19 @@ def _write_random(out: Path, specs: Sequence[TensorSpec], options: Options) -> i
 def _write_chosen(job: Job, specs: Sequence[TensorSpec], options: Options) -> int:
     from ..sampleset import choose, write_labels, write_samples
 
-    opened = _open_inputs(job, [spec.name for spec in specs], options.inputs)
+    names = [spec.name for spec in specs]
+    opened = _open_inputs(job, names, options.inputs)
     labels = _open_labels(job, options.labels) if options.labels is not None else None
     first = next(iter(opened.values()))
     order = _align(first.names, labels) if labels is not None else []
     _check_counts({**opened, **({"labels": labels} if labels and not order else {})})
     chosen = choose(first.count, options.samples, options.choose, options.seed, first.at)
+    prepared, indices = opened, chosen
+    if HOOKS in job.inputs:
+        prepared, indices = _prepare(job.inputs[HOOKS], opened, chosen), list(range(len(chosen)))
+        _check_names(list(prepared), names)
     for index, spec in enumerate(specs):
-        write_samples(job.out / f"x{index}.npy", opened[spec.name], chosen, spec)
+        write_samples(job.out / f"x{index}.npy", prepared[spec.name], indices, spec)
     if labels is not None:
         places = [order[index] for index in chosen] if order else chosen
         write_labels(job.out / "labels.npy", labels, places)
@@ -107,8 +115,30 @@ def _open_inputs(
             opened[name] = made
     if set(opened) == {""} and len(names) == 1:
         return {names[0]: opened[""]}
-    _check_names(list(opened), names)
+    if HOOKS not in job.inputs:  # `preprocess` may take other names than the model
+        _check_names(list(opened), names)
     return opened
+
+
+def _prepare(
+    hooks: Path, opened: Mapping[str, Samples], chosen: Sequence[int]
+) -> dict[str, Samples]:
+    """The chosen samples as the service's `preprocess` gives them to the model."""
+    import numpy as np
+
+    from ..samples import Samples
+    from .hooked import load_hooked, prepare
+
+    loaded, parts = load_hooked(hooks), []
+    for start in range(0, len(chosen), HOOK_BATCH):
+        batch = chosen[start : start + HOOK_BATCH]
+        parts.append(prepare(loaded, {name: s.take(batch) for name, s in opened.items()}, hooks))
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    at = f"{hooks}: preprocess"
+    return {
+        name: Samples(len(values), partial(np.take, values, axis=0), at=at)
+        for name, values in whole.items()
+    }
 
 
 def _open(job: Job, source: Source) -> Samples | dict[str, Samples]:

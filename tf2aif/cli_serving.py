@@ -1,0 +1,126 @@
+"""The words of the command line about serving: `serve`, `client`, `bench`. A part of `tf2aif.cli`.
+
+As there, nothing but the standard library is imported at the top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import Fault, FilesError, Tf2aifError
+
+SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
+AddCommand = Callable[..., argparse.ArgumentParser]
+Show = Callable[[Any], None]
+
+
+def add_serving_commands(commands: Any, command: AddCommand, show_json: Show) -> None:
+    """Add `serve`, `client` and `bench` to the command line."""
+    serve = command(commands, "serve", _serve, "serve a variant on this machine, no container")
+    serve.add_argument("variant", metavar="VARIANT", help="such as kws/cpu-int8, or its folder")
+    serve.add_argument(
+        "rest", nargs=argparse.REMAINDER, metavar="...", help="options of the server; --help"
+    )
+    client = command(commands, "client", _client, "check and measure servers")
+    client.add_argument(
+        "rest", nargs=argparse.REMAINDER, metavar="URL ...", help="options of the client; --help"
+    )
+    bench = command(commands, "bench", None, "measure engine, server and baseline in turns")
+    bench.set_defaults(command=lambda arguments: _bench(arguments, show_json))
+    bench.add_argument("variants", nargs="+", metavar="VARIANT", help="or RECIPE: all of its own")
+    bench.add_argument(
+        "--scenario", action="append", choices=SCENARIOS, default=[], help="repeatable"
+    )
+    bench.add_argument("--window", type=float, default=0.5, metavar="S", help="of measuring")
+    bench.add_argument(
+        "--max-windows", type=int, default=8, metavar="N", help="until figures agree"
+    )
+    bench.add_argument("--threads", type=int, metavar="N", help="of each engine")
+
+
+def variant_folder(name: str, build: Path = Path("build")) -> Path:
+    """Where a variant lies, by its name or its folder. Raises where it cannot be used."""
+    from .record import read_record
+
+    folder = next((f for f in (build / name, Path(name)) if (f / "variant.json").is_file()), None)
+    if folder is None:
+        raise FilesError([_unknown(name, build)])
+    record = read_record(folder)
+    if record is not None and record.state in ("failed", "bundled"):
+        raise Tf2aifError(f"{name} is {record.state}: {record.reason}", at=str(folder))
+    return folder
+
+
+def _unknown(name: str, build: Path) -> Fault:
+    from .spec.words import nearest
+
+    found = [path.parent.relative_to(build) for path in build.glob("*/*/variant.json")]
+    known = [str(path) for path in found]
+    hint = nearest(name, known) if known else "build it first: tf2aif build"
+    return Fault(f"no variant '{name}' is built here", at=str(build), hint=hint)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from .serve.__main__ import main
+
+    return main([str(variant_folder(arguments.variant)), *arguments.rest])
+
+
+def _client(arguments: argparse.Namespace) -> int:
+    from .client.__main__ import main
+
+    return main(arguments.rest)
+
+
+def _bench(arguments: argparse.Namespace, show_json: Show) -> int:
+    import msgspec
+
+    from .bench import BenchOptions, bench, bench_table
+    from .client.load import Load
+    from .client.progress import Bar
+
+    scenarios = arguments.scenario or ["single-stream", "offline"]
+    loads = tuple(
+        msgspec.convert(
+            {"scenario": s, "window_s": arguments.window, "max_windows": arguments.max_windows},
+            Load,
+        )
+        for s in scenarios
+    )
+    folders = [folder for name in arguments.variants for folder in _measurable(name)]
+    options = BenchOptions(loads=loads, threads=arguments.threads)
+    bar = Bar(sys.stderr, quiet=arguments.json)
+    try:
+        records = bench(folders, options, bar)
+    finally:
+        bar.close()
+    if arguments.json:
+        show_json({"records": msgspec.to_builtins(records)})
+    else:
+        print(bench_table(records))
+    return 0
+
+
+def _measurable(name: str, build: Path = Path("build")) -> list[Path]:
+    """The folder of a variant, or of all variants of a recipe that run on this machine."""
+    from .build import this_platform
+    from .record import read_record
+
+    if "/" in name or not (build / name).is_dir():
+        return [variant_folder(name)]
+    folders = sorted(path.parent for path in (build / name).glob("*/variant.json"))
+    records = {folder: read_record(folder) for folder in folders}
+    here = [
+        folder
+        for folder, record in records.items()
+        if record
+        and record.platform == this_platform()
+        and record.state not in ("failed", "bundled")
+    ]
+    if not here:
+        raise Tf2aifError(f"no variant of '{name}' runs on this machine", at=str(build / name))
+    return here
