@@ -72,6 +72,7 @@ ENGINES: dict[str, str] = {
     "litert": "tf2aif.engines.litert",
     "tensorflow": "tf2aif.engines.tensorflow",
     "openvino": "tf2aif.engines.openvino",
+    "onnxruntime": "tf2aif.engines.onnxruntime",
 }
 
 

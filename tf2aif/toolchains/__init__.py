@@ -100,7 +100,7 @@ _OPENVINO = Root(("openvino",), ("openvino",))
 KINDS: dict[str, str] = {"environment": "tf2aif.toolchains.environment"}
 
 TOOLCHAINS: dict[str, Toolchain] = {
-    "image": Toolchain("environment", _IMAGE),
+    "image": Toolchain("environment", _IMAGE, "images"),
     "python": Toolchain("environment", (_NUMPY,)),
     "tensorflow": Toolchain(
         "environment",
@@ -113,6 +113,9 @@ TOOLCHAINS: dict[str, Toolchain] = {
         (_OPENVINO, Root(("nncf",), ("nncf",))),
         "openvino",
         probes=("onnx", "torch"),  # NNCF asks each framework whether a model is its own
+    ),
+    "onnxruntime": Toolchain(
+        "environment", (Root(("onnxruntime",), ("onnxruntime",)),), "onnxruntime"
     ),
     "bench": Toolchain(
         "environment",
