@@ -100,7 +100,8 @@ class Records:
     def of(self, key: str) -> list[ActionRecord]:
         """The sound records under a base key, newest first."""
         try:
-            paths = [Path(entry.path) for entry in os.scandir(self._folder(key))]
+            with os.scandir(self._folder(key)) as entries:
+                paths = [Path(entry.path) for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
             return []
         records = [record for path in paths if (record := self.at(path)) is not None]

@@ -131,7 +131,8 @@ def _stat_all(roots: list[str]) -> tuple[list[Entry], int]:
         if is_folder and numbers and (here := (numbers[-5], numbers[-4])) not in folders:
             folders.add(here)
             try:
-                pending.extend(entry.path for entry in os.scandir(path))
+                with os.scandir(path) as inside:
+                    pending.extend(entry.path for entry in inside)
             except OSError:
                 found[path] = None
     return sorted(found.items()), missing_ns
