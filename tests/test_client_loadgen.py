@@ -5,6 +5,7 @@ The subject is a sleep of known length, so that what must come out is known, too
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -164,10 +165,10 @@ def test_what_an_asker_raises_ends_the_run() -> None:
         def ask(self, indices: Sequence[int]) -> str | None:
             raise Tf2aifError("the engine broke")
 
-    for run in (generator.run, loadgen.run):
-        crew = Crew(Broken, 10, 1, 1)
+    for run, size in itertools.product((generator.run, loadgen.run), (1, 3)):
+        crew = Crew(Broken, 10, size, 1)
         with pytest.raises(Tf2aifError, match="the engine broke"):
-            run(crew, Load(window_s=0.2), PACE, 1)
+            run(crew, Load(scenario="server", qps=100, window_s=0.2), PACE, 1)
         crew.close()
 
 

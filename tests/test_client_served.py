@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -193,6 +195,25 @@ def test_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> 
         main(["127.0.0.1:9", "--scenario", "nonsense"])
     assert stop.value.code == 2
     assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("generator", ["auto", "own"])
+@pytest.mark.parametrize("scenario", ["single-stream", "server", "offline"])
+def test_ctrl_c_ends_it(url: str, scenario: str, generator: str) -> None:
+    words = [url, "--scenario", scenario, "--generator", generator, "--window-s", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tf2aif.client", *words, "--warmup-s", "0.1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CI": "1"},
+    )
+    assert process.stderr is not None
+    while process.stderr.readline().strip() != scenario:
+        assert process.poll() is None
+    time.sleep(0.6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
 
 
 def test_strict_makes_errors_a_failure(digits: Path, url: str, tmp_path: Path) -> None:

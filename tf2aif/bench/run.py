@@ -74,6 +74,9 @@ def bench(
         show.stage("starting engines and servers")
         subjects: dict[str, Subject] = {}
         trios = [_start(each, options, Path(scratch), subjects, stack) for each in built.values()]
+        for subject in subjects.values():
+            if isinstance(subject, EngineSubject):
+                subject.wait_ready()  # all of them load meanwhile
         for load in options.loads:
             show.stage(load.scenario)
             _measure(load, trios, subjects, show, found)
@@ -104,7 +107,6 @@ def _start(
             log = scratch / f"{each.id.replace('/', '-')}-engine.log"
             engine = EngineSubject(each, evaluation, options.threads, log)
             stack.enter_context(closing(engine))
-            engine.wait_ready()
             subjects[engine.name] = engine
     return _Trio(
         variant=variant,

@@ -11,10 +11,15 @@ import socket
 import ssl
 from collections.abc import Mapping
 
-import httptools
 from msgspec import Struct
 
+from ..errors import Tf2aifError
 from .address import Address
+
+try:
+    import httptools
+except ModuleNotFoundError:  # said when the first connection is made
+    httptools = None  # type: ignore[assignment]
 
 RECEIVE_BYTES = 256 * 2**10
 
@@ -35,6 +40,8 @@ class Connection:
     """One connection, opened when first used. Used by one thread at a time."""
 
     def __init__(self, address: Address, timeout_s: float = 30.0) -> None:
+        if httptools is None:
+            raise Tf2aifError("the client needs httptools", hint="pip install 'tf2aif[client]'")
         self.address = address
         self._timeout_s = timeout_s
         self._socket: socket.socket | None = None

@@ -25,6 +25,7 @@ class Crew:
         self._threads: list[threading.Thread] = []
         self._queue: SimpleQueue[tuple[Sequence[int], Callable[[], None]] | None] = SimpleQueue()
         self._failures: Counter[str] = Counter()
+        self._raised: BaseException | None = None
         self._lock = threading.Lock()
 
     def ask(self, indices: Sequence[int]) -> None:
@@ -57,9 +58,15 @@ class Crew:
             raise raised[0]
 
     def take_failures(self) -> dict[str, int]:
-        """What went wrong since this was last asked, and how often."""
+        """What went wrong since this was last asked, and how often.
+
+        Raises what an asker raised, on whichever thread that was.
+        """
         with self._lock:
             found, self._failures = dict(self._failures), Counter()
+            raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
         return found
 
     def close(self) -> None:
@@ -95,7 +102,10 @@ class Crew:
     def _work(self, asker: Asker) -> None:
         while (task := self._queue.get()) is not None:
             indices, done = task
-            self._ask(asker, indices)
+            try:
+                self._ask(asker, indices)
+            except BaseException as error:  # raised again by `take_failures`
+                self._raised = error
             done()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -61,11 +62,26 @@ def run_in(folder: Path, crew: Crew, load: Load, pace: Pace, number: int) -> Win
     library = lg.ConstructQSL(crew.samples, crew.samples, lambda _: None, lambda _: None)
     settings, log = _settings(lg, load, pace, number), _log_settings(lg, folder)
     audit = str(folder / "audit.config")  # else one in the current folder is obeyed
-    try:
-        lg.StartTestWithLogSettings(system, library, settings, log, audit)
-    finally:
-        lg.DestroyQSL(library)
-        lg.DestroySUT(system)
+    ended = threading.Event()
+
+    def start() -> None:
+        try:
+            lg.StartTestWithLogSettings(system, library, settings, log, audit)
+        except BaseException as error:  # raised again on the caller's thread
+            under_test.raised = error
+        finally:
+            ended.set()
+
+    # Ctrl-C raises on the main thread only; where LoadGen runs it would tear LoadGen apart. Nor
+    # does `join` do: interrupted, it takes the thread for ended (Python 3.11, bpo-45274).
+    threading.Thread(target=start, daemon=True).start()
+    while not ended.is_set():
+        try:
+            ended.wait()
+        except KeyboardInterrupt as error:
+            under_test.raised = error  # what is still asked is answered at once
+    lg.DestroyQSL(library)
+    lg.DestroySUT(system)
     if under_test.raised is not None:
         raise under_test.raised
     return read_trace(folder / "mlperf_log_trace.json")
@@ -91,7 +107,7 @@ class _UnderTest:
                 else:
                     self._crew.put(indices, self._completion(part))
                 left = left[len(part) :]
-        except BaseException as error:  # Ctrl-C among others; raised again when LoadGen is done
+        except BaseException as error:  # raised again when LoadGen is done
             self.raised = error
         if left:
             self._complete(left)
