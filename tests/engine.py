@@ -76,6 +76,16 @@ def docker_engine(folder: Path) -> Iterator[str]:
         process.terminate()
         process.wait(timeout=30)
         address.unlink(missing_ok=True)
+        unmount_below(folder)
+        shutil.rmtree(folder / "data", ignore_errors=True)
+
+
+def unmount_below(folder: Path) -> None:
+    """Take away what dockerd leaves mounted, so that the folder can be removed."""
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for mount in reversed(mounts):
+        if mount.startswith(f"{folder}/"):
+            subprocess.run(["umount", "--lazy", mount], check=True)
 
 
 def _pings(address: Path) -> bool:
@@ -190,3 +200,45 @@ def _close(*sockets: socket.socket) -> None:
         with contextlib.suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
         one.close()
+
+
+# The head of an ELF file for aarch64, and which bits of it count.
+_ELF = "7f454c460201010000000000000000000200b700"
+_MASK = "ffffffffffffff00fffffffffffffffffeffffff"
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+
+
+@contextlib.contextmanager
+def emulated_arm64(folder: Path) -> Iterator[None]:
+    """This machine runs arm64 programs, through Debian 13's qemu: 12's hangs with LiteRT.
+
+    The handler is the kernel's, for all of the machine; it is taken away again.
+    """
+    from tf2aif.oci.apt import fetch, lock_packages
+    from tf2aif.oci.deb import unpack
+
+    need("apt-get", "mount", root=True)
+    sources = Path("/etc/apt/sources.list.d/debian.sources")
+    if not sources.is_file():
+        pytest.skip("needs Debian's sources, for its qemu-user")
+    etc = folder / "etc" / "sources.list.d"
+    etc.mkdir(parents=True)
+    (etc / "debian.sources").write_text(sources.read_text().replace("bookworm", "trixie"))
+    architecture = subprocess.run(
+        ["dpkg", "--print-architecture"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    lock = lock_packages(["qemu-user"], "trixie", architecture, etc.parent)
+    unpack(fetch(lock, folder / "debs", etc.parent)["qemu-user"], folder / "root")
+    if not (BINFMT / "register").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "none", str(BINFMT)], check=True)
+    name = f"tf2aif-test-{os.getpid()}"
+    magic, mask = (
+        "".join(f"\\x{text[i : i + 2]}" for i in range(0, len(text), 2)) for text in (_ELF, _MASK)
+    )
+    emulator = folder / "root" / "usr" / "bin" / "qemu-aarch64"
+    # F: opened now, so that containers need no file of it.
+    (BINFMT / "register").write_text(f":{name}:M::{magic}:{mask}:{emulator}:FO")
+    try:
+        yield
+    finally:
+        (BINFMT / name).write_text("-1")

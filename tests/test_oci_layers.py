@@ -117,7 +117,7 @@ def test_folders_come_before_what_is_in_them():
     ],
 )
 def test_paths_that_no_layer_can_hold(tmp_path: Path, entries: list[Entry]):
-    with pytest.raises(StepFailed, match="path|two files|file and a folder"):
+    with pytest.raises(StepFailed, match=r"path|two files|file and a folder"):
         write(tmp_path / "l", entries)
 
 

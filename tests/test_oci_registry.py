@@ -128,7 +128,7 @@ def test_a_connection_that_breaks_each_time_is_said_and_the_next_push_completes(
 
 
 def test_nothing_listens(layout: Layout):
-    with pytest.raises(Tf2aifError, match="cannot reach the registry: .*refused"):
+    with pytest.raises(Tf2aifError, match=r"cannot reach the registry: .*refused"):
         pushed(opened("127.0.0.1:9", "x"), layout)
 
 

@@ -56,7 +56,11 @@ class Engine:
                 if address
                 else docker.from_env(timeout=TIMEOUT_S)
             )
-            self.client.ping()
+            try:
+                self.client.ping()
+            except BaseException:
+                self.client.close()
+                raise
 
     def __enter__(self) -> Engine:
         return self

@@ -23,7 +23,7 @@ REQUIREMENTS = (
     "uvloop>=0.20,<1",
 )
 """What the server needs beside its engine."""
-CLIENT_REQUIREMENTS = ("msgspec>=0.19,<1", "numpy>=1.26,<3")
+CLIENT_REQUIREMENTS = ("httptools>=0.6,<1", "msgspec>=0.19,<1", "numpy>=1.26,<3")
 CLIENT_PLATFORMS = ("linux/amd64", "linux/arm64")
 PACKAGE = Path(__file__).resolve().parent.parent
 
