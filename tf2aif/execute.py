@@ -6,6 +6,7 @@ goes to the store first and then, by renaming, into its place in `build/`.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Literal
@@ -82,7 +83,7 @@ def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
                 memory_mb=step.limits.memory_mb,
             )
         _look_again(step, facts, workspace)
-        if not any(out.iterdir()):
+        if not os.listdir(out):
             raise StepFailed(f"{step.id} ended well but wrote nothing", at=str(log))
         record = workspace.store.add(
             key(facts),

@@ -38,7 +38,8 @@ def check(paths: Sequence[Path], project: Path) -> list[Fault]:
     """All faults of recipe and target files, or of folders of them, in the order of their lines.
 
     Without paths: of `recipes/` and `targets/` in the project. What a file is, a recipe or a
-    target, is seen in its keys.
+    target, is seen in its keys. Hooks are tried, each recipe's in a process of its own, where
+    nothing else is wrong.
     """
     given = list(paths) or [project / name for name in ("recipes", "targets")]
     there = [path for path in given if paths or path.is_dir()]
@@ -57,6 +58,10 @@ def check(paths: Sequence[Path], project: Path) -> list[Fault]:
             faults += error.faults
     faults += duplicate_names(recipes)
     faults += check_files(Files(tuple(recipes), targets, files.broken))
+    if not faults:
+        from ..hook_trial import try_hooks
+
+        faults += try_hooks(recipes)
     return in_order(faults)
 
 
