@@ -5,11 +5,14 @@ The subject is a sleep of known length, so that what must come out is known, too
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytest
@@ -24,6 +27,24 @@ from tf2aif.errors import Tf2aifError
 needs_loadgen = pytest.mark.skipif(
     not loadgen.is_installed(), reason="needs mlcommons-loadgen, which has wheels for x86-64 only"
 )
+TRIES = 3
+
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def timed(test: Test) -> Test:
+    """A test of times gets three tries: on a busy machine a sleep may take far too long."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(AssertionError):
+                return test(*arguments, **named)
+        return test(*arguments, **named)
+
+    return cast(Test, run)
+
+
 SAMPLE_S = 0.004
 PACE = Pace(request_s=SAMPLE_S, throughput=1 / SAMPLE_S)
 
@@ -59,6 +80,7 @@ def median_ms(window: Window) -> float:
 
 
 @needs_loadgen
+@timed
 def test_single_stream() -> None:
     ours, theirs = both(Load(window_s=1.0))
     assert median_ms(ours) == pytest.approx(median_ms(theirs), rel=0.15)
@@ -72,6 +94,7 @@ def test_single_stream() -> None:
 
 @needs_loadgen
 @pytest.mark.parametrize(("size", "rows", "expected_ms"), [(1, 8, 32.0), (4, 2, 8.0)])
+@timed
 def test_multi_stream(size: int, rows: int, expected_ms: float) -> None:
     load = Load(scenario="multi-stream", window_s=1.0)
     for window in both(load, size=size, rows=rows):
@@ -80,6 +103,7 @@ def test_multi_stream(size: int, rows: int, expected_ms: float) -> None:
 
 
 @needs_loadgen
+@timed
 def test_server_counts_from_when_a_query_was_due() -> None:
     """Twice what the one thread can take: queries wait ever longer, and that is in the figures."""
     load = Load(scenario="server", window_s=1.0, qps=500, connections=1)
@@ -92,6 +116,7 @@ def test_server_counts_from_when_a_query_was_due() -> None:
 
 
 @needs_loadgen
+@timed
 def test_server_without_a_queue() -> None:
     load = Load(scenario="server", window_s=2.0, qps=60)
     ours, theirs = both(load, size=8)
@@ -117,6 +142,7 @@ def test_arrivals_are_poisson_in_both(tmp_path: Path) -> None:
 
 
 @needs_loadgen
+@timed
 def test_offline() -> None:
     load = Load(scenario="offline", window_s=0.5)
     ours, theirs = both(load, size=2, rows=4)
@@ -185,6 +211,7 @@ def test_subjects_take_turns_until_all_are_stable() -> None:
     assert paces["a"].request_s == pytest.approx(0.002, rel=1.0)
 
 
+@timed
 def test_warm_up_uses_every_thread() -> None:
     crew = Crew(Sleeper, 10, 4, 2)
     pace = warm_up(crew, Load(warmup_s=0.4))
