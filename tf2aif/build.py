@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform as host
@@ -176,7 +177,8 @@ class Build:
     def close(self) -> None:
         """End the workers, and keep what was learnt about files."""
         self.workers.close()
-        self.workspace.stats.save()
+        with contextlib.suppress(Tf2aifError):  # it saves time and nothing else
+            self.workspace.stats.save()
 
     # What came of it.
 
@@ -212,8 +214,14 @@ class Build:
             reason = error.faults[0].message.partition("\n")[0]
             for variant in self.graph.variants.values():
                 if name == variant.id or name in self.graph.needs(variant.steps):
-                    write_failure(variant, self.workspace, reason)
+                    self._write_failure(variant, reason)
         return error
+
+    def _write_failure(self, variant: Variant, reason: str) -> None:
+        try:
+            write_failure(variant, self.workspace, reason)
+        except OSError:  # a full disk: at least nothing stale stays
+            self.clean_variant(variant.id)
 
     def _needs(self, name: str) -> tuple[str, ...]:
         variant = self.graph.variants.get(name)

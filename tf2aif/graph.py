@@ -250,7 +250,7 @@ class _Planner:
         content = {"kind": kind, **{k: v for k, v in fields.items() if k != "limits"}}
         digest = key(msgspec.to_builtins(content))
         if digest in self._known:
-            return self._known[digest]
+            return self._share(self._known[digest], fields.get("limits", Limits()))
         step_id = f"{self.loaded.name}/{name}"
         if step_id in self.steps:
             step_id = f"{self.loaded.name}/{also or name + '-' + digest[:6]}"
@@ -265,6 +265,17 @@ class _Planner:
             **fields,
         )
         self._known[digest] = step_id
+        return step_id
+
+    def _share(self, step_id: str, limits: Limits) -> str:
+        """A step that several targets use may take what the most generous of them allows."""
+        step = self.steps[step_id]
+        memory = (step.limits.memory_mb, limits.memory_mb)
+        widest = Limits(
+            timeout_s=max(step.limits.timeout_s, limits.timeout_s),
+            memory_mb=None if None in memory else max(m for m in memory if m is not None),
+        )
+        self.steps[step_id] = msgspec.structs.replace(step, limits=widest)
         return step_id
 
     def _path(self, written: str) -> str:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from doit.action import BaseAction
 from doit.cmd_base import TaskLoader2
-from doit.dependency import FileChangedChecker, SqliteDB, UptodateCalculator
+from doit.cmd_run import Run
+from doit.dependency import DatabaseException, FileChangedChecker, SqliteDB, UptodateCalculator
 from doit.doit_cmd import DoitMain
 from doit.exceptions import TaskFailed
 from doit.reporter import ZeroReporter
@@ -262,20 +264,29 @@ class _Reporter(ZeroReporter):  # type: ignore[misc]
 def run(build: Build, *, jobs: int = 1) -> None:
     """Bring all variants of the build up to date, `jobs` steps at a time."""
     reporter = _Reporter(build)
-    main = DoitMain(
-        _Loader(build),
-        config_filenames=(),
-        extra_config={
-            "GLOBAL": {"reporter": reporter},
-            "BACKEND": {"tf2aif": "tf2aif.tasks:Backend"},
-        },
-    )
+    loader = _Loader(build)
+    extra = {"GLOBAL": {"reporter": reporter}, "BACKEND": {"tf2aif": "tf2aif.tasks:Backend"}}
+    main = DoitMain(loader, config_filenames=(), extra_config=extra)
+    # Not `main.run`, which prints the traceback of what goes wrong in doit, and returns 3.
+    command = Run(task_loader=loader, config=main.config, cmds=main.get_cmds())
     here = os.getcwd()
     os.chdir(build.workspace.project)
     try:
         parallel = ["-n", str(jobs)] if jobs > 1 else []
-        main.run(["run", *parallel, *build.graph.variants])
+        command.parse_execute([*parallel, *build.graph.variants])
+    except (sqlite3.Error, DatabaseException) as error:
+        raise _no_database(build, error) from error
     finally:
         os.chdir(here)
     if reporter.errors:
         raise Tf2aifError("; ".join(reporter.errors))
+
+
+def _no_database(build: Build, error: Exception) -> Tf2aifError:
+    """Steps that had ended are in `build/` and in the store all the same."""
+    reason = str(error).rpartition("Original error: ")[2]
+    return Tf2aifError(
+        f"doit's database cannot be written: {reason}",
+        at=str(build.workspace.private / "doit.db"),
+        hint="where the disk is full, make room; a damaged database can be removed",
+    )
