@@ -125,11 +125,15 @@ def is_current(variant: Variant, graph: Graph, workspace: Workspace, missing: Mi
     if facts is None or made is None or made.key != key(facts):
         return False
     try:
-        found = list_tree(workspace.variant(variant.id), workspace.stats)
+        return _files(variant, workspace) == made.outputs
     except FileNotFoundError:
         return False
-    # What `tf2aif bench` measured of this artifact stays beside it.
-    return tuple(file for file in found if file.path != BENCH) == made.outputs
+
+
+def _files(variant: Variant, workspace: Workspace) -> tuple[OutputFile, ...]:
+    """What stands in the variant's folder, but for what `tf2aif bench` left beside it."""
+    found = list_tree(workspace.variant(variant.id), workspace.stats)
+    return tuple(file for file in found if file.path != BENCH)
 
 
 def write_variant(
@@ -155,9 +159,12 @@ def write_variant(
 def _note(variant: Variant, graph: Graph, workspace: Workspace, missing: MissingSteps) -> None:
     """Remember what the folder was made from, and its bytes."""
     facts = variant_facts(variant, graph, workspace, missing) or {}
-    outputs = list_tree(workspace.variant(variant.id), workspace.stats)
     record = ActionRecord(
-        key=key(facts), step=variant.id, kind="variant", facts=facts, outputs=outputs
+        key=key(facts),
+        step=variant.id,
+        kind="variant",
+        facts=facts,
+        outputs=_files(variant, workspace),
     )
     workspace.note(_sidecar(variant), record)
 
@@ -282,10 +289,21 @@ def _write_folder(
         if variant.image:
             image = write_image(variant, variant.image, graph, workspace, out / "image")
             record = msgspec.structs.replace(record, image=image)
+        _keep_bench(workspace.variant(variant.id), out, record.artifact)
         (out / "variant.json").write_bytes(_pretty(record))
         (out / "log.txt").write_text(_logs(steps, workspace), encoding="utf-8")
         _write_rerun(out / "rerun", steps, graph, workspace)
     return record
+
+
+def _keep_bench(old: Path, new: Path, artifact: str) -> None:
+    """What was measured of this very artifact is still true of it."""
+    try:
+        content = (old / BENCH).read_bytes()
+        if msgspec.json.decode(content)["artifact"] == artifact:
+            (new / BENCH).write_bytes(content)
+    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        return
 
 
 def _logs(steps: Iterable[str], workspace: Workspace) -> str:
