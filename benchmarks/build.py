@@ -29,7 +29,6 @@ from timed import Times, machine, timed
 
 MODELS = ["lenet", "mobilenet_v2", "resnet50", "inception_v3"]
 TARGETS = ["cpu", "arm", "cpu-openvino", "cpu-tf", "arm-tf"]
-LATENCY_ALONE = "latency"  # steps of this kind run with nothing beside them
 
 # A build that also says what its own process used, and how many workers it started.
 BUILD = """
@@ -112,12 +111,13 @@ def row(name: str, times: Times) -> None:
 
 
 def step_timings(project: Path) -> list[tuple[str, float, float]]:
-    """Kind, CPU seconds and peak MiB of each step, as its record has them."""
+    """Kind, CPU seconds and peak MiB of each step that ran, as its record has them."""
     from tf2aif.records import decode
 
     records = [decode(p.read_bytes()) for p in project.glob("build/*/.steps/*.json")]
-    made = [record for record in records if record.kind != "variant" and record.timing]
-    return [(r.kind, r.timing["cpu_s"], r.timing["peak_mb"]) for r in made]
+    # What one recipe took from another through the store has the other's record.
+    ran = {(r.key, r.created): r for r in records if r.timing}
+    return [(r.kind, r.timing["cpu_s"], r.timing["peak_mb"]) for r in ran.values()]
 
 
 def in_fresh_processes(project: Path, jobs: int) -> Times:
