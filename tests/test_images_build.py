@@ -84,7 +84,8 @@ def test_what_a_change_composes_again(prepared: Callable[[str], UserProject]):
     assert project.build(images=True) == set()
 
     (project.root / "recipes" / "serving" / "hooks.py").write_text(HOOKS + "# changed\n")
-    assert project.build(images=True) == {"image-app-3.11"}
+    hooked_steps = {"evaluation", "check-small-fp32", "image-app-3.11"}  # hooks are checked, too
+    assert project.build(images=True) == hooked_steps
     hooked = find_image(project.root / "build", "digits/small-fp32").record
     assert differing(first.layers, hooked.layers) == [2]
 
