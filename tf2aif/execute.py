@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -80,7 +81,7 @@ def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
                 request_for(step, workspace, out),
                 log=log,
                 timeout_s=step.limits.timeout_s,
-                memory_mb=step.limits.memory_mb,
+                memory_mb=step.limits.memory_mb or machine_limit_mb(),
             )
         _look_again(step, facts, workspace)
         if not os.listdir(out):
@@ -100,6 +101,15 @@ def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
             },
         )
     workspace.note(step, record)
+
+
+@cache
+def machine_limit_mb() -> int:
+    """What a step may use where its target says nothing: 90% of this machine's memory, MiB.
+
+    Ending one step, and saying why, is better than leaving the choice to the kernel.
+    """
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 9 // 10 >> 20
 
 
 def request_for(step: Step, workspace: Workspace, out: Path) -> Request:
