@@ -109,9 +109,13 @@ def test_the_tour_visits_every_room() -> None:
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
-    linked = {"README.md", "CHANGELOG.md"}
-    linked |= {Path(link).name for link in re.findall(r"\]\((docs/[^)#]+)", README)}
-    assert {page.name for page in PAGES} <= linked
+    todo, seen = [ROOT / "README.md"], {ROOT / "CHANGELOG.md"}
+    while todo:
+        page = todo.pop()
+        seen.add(page)
+        links = re.findall(r"\]\(([^)#:]+\.md)", page.read_text(encoding="utf-8"))
+        todo += {(page.parent / link).resolve() for link in links} - seen
+    assert set(PAGES) <= seen
 
 
 # The README.
