@@ -50,6 +50,7 @@ class Engine:
     def __init__(self, address: str = "") -> None:
         import docker
 
+        _look_for_socket(address or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
         with _spoken("reach the Docker engine"):
             self.client: Any = (
                 docker.DockerClient(base_url=address, timeout=TIMEOUT_S)
@@ -314,6 +315,17 @@ def _spoken(what: str) -> Iterator[None]:
             f"cannot {what}: {_first_line(error)}",
             hint="is an engine running? DOCKER_HOST says where; images are composed without one",
         ) from error
+
+
+def _look_for_socket(address: str) -> None:
+    """Without one the SDK fails, too, and leaves a socket open."""
+    path = Path(address.removeprefix("unix://"))
+    if address.startswith("unix://") and not path.exists():
+        raise ToolchainMissing(
+            "cannot reach the Docker engine: there is no such socket",
+            hint=f"{path}: is an engine running? DOCKER_HOST says where; images are composed "
+            "without one",
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -105,7 +105,7 @@ def _uv() -> list[str]:
     beside = shutil.which("uv", path=str(Path(sys.executable).parent))
     found = beside or shutil.which("uv")
     if found is None:
-        raise ToolchainMissing("uv is not here", hint="pip install 'tf2aif[image]'")
+        raise ToolchainMissing("uv is not here", hint="pip install 'tf2aif[images]'")
     return [found]
 
 
