@@ -54,11 +54,13 @@ def docker_engine(folder: Path) -> Iterator[str]:
     """A Docker engine with its own storage below `folder`; its address."""
     need(DOCKERD, "iptables", root=True)
     # A socket's path has at most 108 characters; pytest's folders are longer.
-    address = Path("/run") / f"tf2aif-test-{os.getpid()}-{os.urandom(3).hex()}.sock"
+    runtime = Path("/run") / f"tf2aif-test-{os.getpid()}-{os.urandom(3).hex()}"
+    runtime.mkdir()
+    address = runtime / "docker.sock"
     command = [
         DOCKERD,
         f"--data-root={folder / 'data'}",
-        f"--exec-root={folder / 'exec'}",
+        f"--exec-root={runtime / 'exec'}",
         f"--pidfile={folder / 'pid'}",
         f"--host=unix://{address}",
         "--storage-driver=overlay2",
@@ -75,8 +77,9 @@ def docker_engine(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=30)
-        address.unlink(missing_ok=True)
         unmount_below(folder)
+        unmount_below(runtime)
+        shutil.rmtree(runtime, ignore_errors=True)
         shutil.rmtree(folder / "data", ignore_errors=True)
 
 
