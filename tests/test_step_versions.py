@@ -14,6 +14,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
+@cache
 def present() -> dict[str, dict[str, int | str]]:
     """Each step's version and code as they are now, and the Python whose syntax trees these are."""
     versions: dict[str, dict[str, int | str]] = {
