@@ -39,6 +39,7 @@ def hungry(outputs, labels):
 
 def slow(outputs, labels):
     """Top-1, found in a long while."""
+    print("scoring", flush=True)
     time.sleep(float(os.environ.get("NAP_S", "0")))
     return float((outputs.argmax(-1) == labels).mean())
 

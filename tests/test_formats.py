@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from project import UserProject
+
+from tf2aif.workers import Workers
 
 FORMATS = ("model.keras", "model.h5", "model")
 
@@ -69,11 +71,11 @@ def recipe(path: str) -> dict[str, object]:
 
 
 @pytest.fixture
-def empty(make_project: Callable[..., UserProject]) -> UserProject:
-    """A project without a recipe."""
-    project = make_project()
-    project.path("digits.yaml").unlink()
-    return project
+def empty(tmp_path: Path, warm: Workers, monkeypatch: pytest.MonkeyPatch) -> UserProject:
+    """A project without a recipe, and an empty store."""
+    monkeypatch.setenv("TF2AIF_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "project" / "recipes").mkdir(parents=True)
+    return UserProject(tmp_path / "project", tmp_path, warm)
 
 
 def test_one_network_in_three_formats_gives_the_same_bytes(empty: UserProject) -> None:
@@ -119,8 +121,6 @@ def test_an_h5_file_of_keras_2_builds(empty: UserProject) -> None:
     made = empty.last.workspace.made("old/import")
     assert made is not None
     assert made.result["loaded_with"] == "tf_keras"
-    import numpy as np
-
     answers = np.load(empty.path("answers.npy"))
     reference = np.load(empty.root / "build" / "old" / ".steps" / "reference" / "y0.npy")
     np.testing.assert_allclose(reference, answers, atol=1e-5)
