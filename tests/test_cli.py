@@ -185,3 +185,47 @@ def test_project_elsewhere(built: UserProject, tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert "digits/arm-int8" in run.stdout
+
+
+def test_threads_of_an_engine_hold_for_check_and_latency(project: UserProject) -> None:
+    project.write(
+        project.recipe(targets={"cpu": {"precisions": ["fp32"], "engine": {"threads": 1}}})
+    )
+    project.build()
+    assert project.last is not None
+    assert not project.last.failures, project.last.failures
+    record = project.last.records()["digits/cpu-fp32"]
+    assert record is not None
+    if record.latency is not None:  # where this machine is of the target's kind
+        assert record.latency["threads"] == 1
+
+
+def test_a_value_that_an_engine_option_cannot_have(project: UserProject) -> None:
+    project.write(project.recipe(targets={"cpu": {"engine": {"threads": "lots"}}}))
+    run = project.cli("check")
+    assert run.returncode == 2
+    assert "option 'threads' of engine litert" in run.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "client"])
+def test_server_and_client_have_their_own_words(project: UserProject, command: str) -> None:
+    run = project.cli(command, "--help")
+    assert run.returncode == 0
+    assert f"tf2aif.{command}" in run.stdout
+
+
+def test_serve_of_a_variant_that_is_not_built(project: UserProject) -> None:
+    run = project.cli("serve", "digits/arm-fp32")
+    assert run.returncode == 2
+    assert "tf2aif build" in run.stderr
+
+
+def test_bench_stays_beside_its_artifact(built: UserProject) -> None:
+    folder = built.artifact("arm-fp32").parent
+    artifact = json.loads((folder / "variant.json").read_text())["artifact"]
+    (folder / "bench.json").write_text(json.dumps({"artifact": artifact}))
+    assert built.build() == set()
+    built.write(built.recipe(gate={"drop": 0.2}, targets={"arm": {"precisions": ["fp32", "int8"]}}))
+    built.build()  # writes the folder again, around the same artifact
+    assert json.loads((folder / "variant.json").read_text())["accuracy"]["allowed_drop"] == 0.2
+    assert (folder / "bench.json").exists()

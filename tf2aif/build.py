@@ -80,9 +80,12 @@ class Build:
     ) -> Build:
         """Read recipes and targets and plan. Raises FilesError with all that is wrong.
 
-        With `images` each variant ends in a container image.
+        With `images` each variant ends in a container image; what composes them must be here, or
+        ToolchainMissing is raised.
         `workers` are taken from an earlier build, so that they are still warm.
         """
+        if images and isinstance(tool := identity("image"), Missing):
+            raise ToolchainMissing(f"images need {tool.what}, which is not here", hint=tool.hint)
         loaded = load_project(list(recipes), project)
         only = tuple(targets)
         _known(only, loaded.targets)

@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .cli_images import add_image_commands, add_image_flag
-from .cli_serving import add_serving_commands
+from .cli_serving import PASSED_ON, add_serving_commands, pass_on
 from .errors import FilesError, Tf2aifError
 
 if TYPE_CHECKING:
@@ -28,12 +29,20 @@ EPILOG = """exit codes: 0 all as asked; 1 a step failed; 2 the files are wrong;
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    start = 2 if words[:1] == ["-C"] else 0
+    if words[start : start + 1] and words[start] in PASSED_ON:
+        # What follows belongs to the server's or the client's own command line.
+        command = partial(pass_on, words[start], words[start + 1 :])
+        arguments = argparse.Namespace(project=words[1] if start else None, command=command)
+    else:
+        arguments = _parser().parse_args(words)
+        command = partial(arguments.command, arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         if arguments.project:
             os.chdir(arguments.project)
-        return int(arguments.command(arguments))
+        return int(command())
     except Tf2aifError as error:
         _print_error(error, arguments)
         return error.exit_code

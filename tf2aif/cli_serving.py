@@ -8,11 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .errors import Fault, FilesError, Tf2aifError
 
+PASSED_ON = {
+    "serve": "serve a variant on this machine, no container",
+    "client": "check and measure servers",
+}
+"""Commands whose words go to a command line of their own, which images run too."""
 SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 AddCommand = Callable[..., argparse.ArgumentParser]
 Show = Callable[[Any], None]
@@ -20,15 +26,8 @@ Show = Callable[[Any], None]
 
 def add_serving_commands(commands: Any, command: AddCommand, show_json: Show) -> None:
     """Add `serve`, `client` and `bench` to the command line."""
-    serve = command(commands, "serve", _serve, "serve a variant on this machine, no container")
-    serve.add_argument("variant", metavar="VARIANT", help="such as kws/cpu-int8, or its folder")
-    serve.add_argument(
-        "rest", nargs=argparse.REMAINDER, metavar="...", help="options of the server; --help"
-    )
-    client = command(commands, "client", _client, "check and measure servers")
-    client.add_argument(
-        "rest", nargs=argparse.REMAINDER, metavar="URL ...", help="options of the client; --help"
-    )
+    for name, summary in PASSED_ON.items():  # for `--help`; see `pass_on`
+        commands.add_parser(name, help=summary)
     bench = command(commands, "bench", None, "measure engine, server and baseline in turns")
     bench.set_defaults(command=lambda arguments: _bench(arguments, show_json))
     bench.add_argument("variants", nargs="+", metavar="VARIANT", help="or RECIPE: all of its own")
@@ -64,16 +63,24 @@ def _unknown(name: str, build: Path) -> Fault:
     return Fault(f"no variant '{name}' is built here", at=str(build), hint=hint)
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    from .serve.__main__ import main
+def pass_on(command: str, words: list[str]) -> int:
+    """Run the server's or the client's command line; a variant may be called by its name."""
+    if command == "client":
+        _need("httptools", "bench")
+        from .client.__main__ import main as ask
 
-    return main([str(variant_folder(arguments.variant)), *arguments.rest])
+        return ask(words)
+    _need("uvicorn", "serve")
+    from .serve.__main__ import main as serve
+
+    if words and not words[0].startswith("-"):
+        words = [str(variant_folder(words[0])), *words[1:]]
+    return serve(words)
 
 
-def _client(arguments: argparse.Namespace) -> int:
-    from .client.__main__ import main
-
-    return main(arguments.rest)
+def _need(module: str, extra: str) -> None:
+    if find_spec(module) is None:
+        raise Tf2aifError(f"{module} is not installed", hint=f"pip install 'tf2aif[{extra}]'")
 
 
 def _bench(arguments: argparse.Namespace, show_json: Show) -> int:

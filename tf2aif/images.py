@@ -49,7 +49,7 @@ def decode_image(encoded: IO[bytes] | bytes, how: Images, *, at: str) -> Array:
     try:
         from PIL import Image
     except ImportError as error:
-        hint = "pip install 'tf2aif[images]'"
+        hint = "pip install 'tf2aif[pictures]'"
         raise StepFailed("reading images needs Pillow", at=at, hint=hint) from error
     stream = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     height, width = how.size

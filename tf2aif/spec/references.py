@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -80,13 +81,20 @@ def _engine_faults(
 def _engine_option_faults(
     name: str, options: Mapping[str, Any], document: Document, key: Key
 ) -> Iterator[Fault]:
-    parameters = inspect.signature(engine_module(name).load).parameters.values()
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        return
-    known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    for option in options:
+    module = engine_module(name)
+    parameters = inspect.signature(module.load).parameters.values()
+    known = {one.name: one.annotation for one in parameters if one.kind is one.KEYWORD_ONLY}
+    for option, value in options.items():
+        at = document.at((*key, option))
         if option not in known:
-            yield _unknown("option", option, known, document.at((*key, option)), f"engine {name}")
+            yield _unknown("option", option, list(known), at, f"engine {name}")
+            continue
+        holder = SimpleNamespace(__annotations__={option: known[option]})
+        kind = get_type_hints(holder, vars(module))[option]
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            yield Fault(f"option '{option}' of engine {name}: {error}", at)
 
 
 def _option_faults(use: StepUse, document: Document, key: Key) -> list[Fault]:

@@ -22,7 +22,7 @@ from . import Job
 if TYPE_CHECKING:
     from ..engines import Array, Engine, TensorSpec
 
-VERSION = 1
+VERSION = 2
 TOOLCHAIN = "bench"
 INPUTS = (
     "artifact",
@@ -76,10 +76,15 @@ def run(job: Job) -> Mapping[str, Any]:
     from ..engines import engine_module
 
     options = msgspec.convert(job.options, Options)
+    # The engine's own number of threads is the baseline's too.
+    options = msgspec.structs.replace(
+        options, threads=options.engine_options.get("threads", options.threads)
+    )
+    rest = {name: v for name, v in options.engine_options.items() if name != "threads"}
     native = engine_module("tensorflow").load(job.inputs["model"], threads=options.threads)
     try:
         variant = engine_module(options.engine).load(
-            job.inputs["artifact"], threads=options.threads, **options.engine_options
+            job.inputs["artifact"], threads=options.threads, **rest
         )
         try:
             result = _measure_both(job, options, native, variant)
