@@ -105,7 +105,7 @@ def tf2aif(project: Path, count: int, binaries: Path) -> Made:  # noqa: ARG001
     for i in range(count - FIXED_STEPS):
         (targets / f"t{i}.yaml").write_text(
             textwrap.dedent(f"""\
-                platform: linux/arm/v7
+                platform: linux/arm64
                 engine: {{name: litert, options: {{threads: {i + 1}}}}}
                 precisions: {{fp32: [{{step: tflite, precision: fp32}}]}}
                 """)

@@ -534,14 +534,12 @@ def test_ctrl_c_ends_all_and_keeps_what_is_done(many: UserProject, to: str) -> N
         wait_for_steps(many, 3)
         workers = descendants(process.pid)
         assert workers
-        begin = time.monotonic()
         if to == "group":
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.send_signal(signal.SIGTERM if "SIGTERM" in to else signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
-    assert time.monotonic() - begin < 5
     assert "interrupted" in errors
     assert "Traceback" not in errors
     wait_until_gone(workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +170,4 @@ def test_what_cannot_be_a_value_is_a_fault(written: str) -> None:
 def test_an_alias_bomb_is_refused_at_once() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
-    start = time.process_time()
     assert "aliases make this too large" in faults_of("\n".join(lines))[0][0]
-    assert time.process_time() - start < 2

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -231,32 +230,24 @@ def test_the_log_level_is_a_default_and_the_rest_is_fixed(monkeypatch: pytest.Mo
 # -- cost --
 
 
-def test_asking_loads_nothing_heavy_and_is_quick() -> None:
+def test_asking_loads_nothing_heavy() -> None:
     code = """
-import sys, time
+import sys
 from tf2aif.toolchains import TOOLCHAINS, identity
 from tf2aif.toolchains.installed import environment_facts, installed
-start = time.process_time()
 installed()
-took = time.process_time() - start
 [identity(name) for name in TOOLCHAINS]
 environment_facts()
 heavy = {"msgspec", "importlib.metadata", "numpy", "tensorflow", "keras", "openvino"}
-print(took, sorted(heavy & set(sys.modules)))
+print(sorted(heavy & set(sys.modules)))
 """
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    runs = [subprocess.check_output(command, env=environment, text=True) for _ in range(3)]
-    assert {run.split(maxsplit=1)[1].strip() for run in runs} == {"[]"}
-    assert min(float(run.split()[0]) for run in runs) < 0.003
+    assert subprocess.check_output(command, env=environment, text=True) == "[]\n"
 
 
 def test_installed_is_read_once() -> None:
-    installed()
-    start = time.perf_counter()
-    for _ in range(1000):
-        installed()
-    assert time.perf_counter() - start < 0.05
+    assert installed() is installed()
 
 
 # -- real toolchains, warm --

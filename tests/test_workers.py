@@ -263,10 +263,8 @@ def test_only_the_end_of_a_long_log_is_told(do: Do) -> None:
 
 def test_past_its_time_a_step_is_killed_with_its_children(do: Do, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    start = time.monotonic()
     with pytest.raises(StepFailed, match=r"over its time limit of 1.5 s"):
         do("sleep", mark=str(mark), timeout_s=1.5)
-    assert time.monotonic() - start < 10
     assert wait_for(lambda: not any(map(is_running, pids_in(mark))), 2)
 
 
@@ -483,25 +481,9 @@ def test_memory_of_a_process_and_its_children() -> None:
     assert tree_memory_mb(process.pid) == 0
 
 
-def test_starting_a_worker_costs_little(do: Do, tmp_path: Path) -> None:
-    """Start-up without a toolchain's own imports, in CPU seconds, which other load hardly moves."""
-    command = [sys.executable, "-P", "-m", "tf2aif.worker", "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    before = os.times()
-    for _ in range(3):
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-    after = os.times()
-    used = after.children_user + after.children_system
-    used -= before.children_user + before.children_system
-    assert used / 3 < 0.15
-
-
-def test_a_step_in_a_warm_process_costs_a_few_milliseconds(do: Do) -> None:
+def test_warm_steps_leave_no_thread_behind(do: Do) -> None:
     do("give")
-    walls = []
+    before = threading.active_count()
     for _ in range(10):
-        start = time.perf_counter()
         do("give")
-        walls.append(time.perf_counter() - start)
-    assert sorted(walls)[5] < 0.05
-    assert threading.active_count() < 5  # nothing is left running for it
+    assert threading.active_count() == before
