@@ -37,7 +37,9 @@ def start(variant: Path) -> tuple[float, float, float]:
     """One start: wall and CPU seconds until `ready`, and MiB then."""
     command = [sys.executable, "-m", "tf2aif.serve", str(variant), "--port", "0"]
     begin = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         line = process.stdout.readline() if process.stdout else ""
         wall = time.perf_counter() - begin
         if not line.startswith("ready"):

@@ -22,8 +22,10 @@ from .recipe import Calibration, Data, TargetOverride
 from .target import StepUse, Target
 
 PLANNED = frozenset(
-    ("model", "import", "calibration", "evaluation", "reference", "check", "latency")
-    + ("image-lock", "image-base", "image-packages", "image-app", "image-model")
+    (
+        *("model", "import", "calibration", "evaluation", "reference", "check", "latency"),
+        *("image-lock", "image-base", "image-packages", "image-app", "image-model"),
+    )
 )
 """Steps that the planner adds by itself: no pipeline names them."""
 
