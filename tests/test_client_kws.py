@@ -37,7 +37,8 @@ def built_kws(kws: Path, tmp_path_factory: pytest.TempPathFactory, warm: Workers
         "data": f"{kws / 'samples.npz'}#x",
         "labels": f"{kws / 'samples.npz'}#y",
     }
-    recipe["targets"] = {TARGET: {"precisions": ["fp32", "int8", "int8-io"]}}
+    wanted = ["fp32", "int8", "int8-io"]
+    recipe["targets"] = {target: {"precisions": wanted} for target in ("cpu", "arm")}
     (root / "recipes").mkdir()
     (root / "recipes" / "kws.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.MonkeyPatch.context() as patch:
@@ -46,6 +47,26 @@ def built_kws(kws: Path, tmp_path_factory: pytest.TempPathFactory, warm: Workers
         tasks.run(build)
         assert not build.failures
         yield root / "build" / "kws"
+
+
+def test_the_figures_that_the_suite_asks_for(built_kws: Path) -> None:
+    found = {}
+    for precision in ("fp32", "int8", "int8-io"):
+        record = read_record(built_kws / f"{TARGET}-{precision}")
+        assert record is not None
+        assert record.accuracy is not None
+        assert record.accuracy.samples == 1000
+        found[precision] = record.accuracy.variant
+    assert found["fp32"] == pytest.approx(0.913, abs=0.001)
+    assert min(found["int8"], found["int8-io"]) >= 0.905
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8-io"])
+def test_arm_has_the_bytes_of_cpu(built_kws: Path, precision: str) -> None:
+    files = [built_kws / f"{target}-{precision}" / "artifact" for target in ("cpu", "arm")]
+    cpu, arm = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in files]
+    assert cpu == arm
+    assert "model.tflite" in cpu
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
