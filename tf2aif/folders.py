@@ -79,9 +79,22 @@ def _remove_abandoned(dest: Path) -> None:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - os.fstat(descriptor).st_mtime > _ABANDONED_S:
+            old = time.time() - os.fstat(descriptor).st_mtime > _ABANDONED_S
+            if old or not _is_alive(path):
                 shutil.rmtree(path, ignore_errors=True)
         except BlockingIOError:  # its maker lives
             pass
         finally:
             os.close(descriptor)
+
+
+def _is_alive(path: str) -> bool:
+    """Whether the process that made a temporary folder may still be there, by the folder's name."""
+    number = path.removesuffix(_MARK).rpartition(".")[2].partition("-")[0]
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
