@@ -136,7 +136,8 @@ def test_files_go_through_the_hooks(digits: Path, url: str, tmp_path: Path) -> N
 
 def test_a_full_queue_is_told(digits: Path) -> None:
     load = msgspec.structs.replace(SHORT, scenario="offline", connections=16, rows=1)
-    with served(digits / f"{TARGET}-int8", "--queue", "1") as busy:
+    # With a delay requests wait in the queue; without one a short run is over before the next.
+    with served(digits / f"{TARGET}-int8", "--queue", "1", "--max-delay-ms", "5") as busy:
         (server,) = run(options(digits, busy, loads=(load,))).servers
     assert server.accuracy is not None  # what is refused then is asked again
     assert server.accuracy.served == checked_by_build(digits / f"{TARGET}-int8").variant

@@ -12,7 +12,7 @@ import pytest
 from tf2aif.spec.check import check
 
 FAULTS = Path(__file__).parent / "faults"
-CASES = sorted(path.name for path in FAULTS.iterdir() if path.is_dir())
+CASES = sorted(path.name for path in FAULTS.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def render(project: Path) -> str:

@@ -127,6 +127,7 @@ def request_for(step: Step, workspace: Workspace, out: Path) -> Request:
         code=step.code,
         environment=step.environment,
         seed=step.seed,
+        threads=step.threads,
     )
 
 

@@ -39,6 +39,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None = None  # the user's code that it runs, if any
     environment: tuple[str, ...] = ()  # variables that this code may see
     seed: int | None = None
+    threads: int | None = None  # of TensorFlow in its process, where the engine's options say
     limits: Limits = Limits()
     alone: bool = False  # it measures time: nothing else runs meanwhile
     machine: bool = False  # what it makes holds for this machine only
@@ -429,6 +430,7 @@ class _Planner:
             },
             limits=limits,
             files=paths,
+            threads=engine_options.get("threads") if engine == "tensorflow" else None,
             **fields,
         )
 
@@ -446,6 +448,7 @@ class _Planner:
             options={"engine": target.engine.name, "engine_options": dict(engine_options)},
             inputs={"artifact": artifact, "model": model, "samples": self._evaluation()},
             limits=target.limits,
+            threads=engine_options.get("threads"),
             alone=True,
             machine=True,
         )

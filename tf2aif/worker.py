@@ -52,6 +52,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     environment: tuple[str, ...] = ()
     """Further variables that this code may see."""
     seed: int | None = None
+    threads: int | None = None
+    """Steps that ask for another number share no process: TensorFlow takes it once a process."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,7 +34,7 @@ from .worker import Failure, Reply, Request, Task, worker_command
 __all__ = ["Outcome", "Request", "Workers", "current_value", "write_request"]
 
 POLL_S = 0.1
-_Key = tuple[str, tuple[tuple[str, str], ...]]
+_Key = tuple[str, int | None, tuple[tuple[str, str], ...]]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +117,7 @@ class Workers:
     def _process(self, request: Request, log: Path, memory_mb: float | None) -> Iterator[_Process]:
         """A process for this step alone; it goes back among the idle ones if it is reusable."""
         argv, environment = worker_command(request)
-        key = (request.toolchain, tuple(sorted(environment.items())))
+        key = (request.toolchain, request.threads, tuple(sorted(environment.items())))
         process = self._take(key, memory_mb) if request.code is None else None
         process = process or _Process(argv, environment, log)
         process.reusable = False
