@@ -411,6 +411,18 @@ def test_model_that_refuses_random_numbers_is_unchecked(tmp_path: Path) -> None:
     assert "assert" in result["unchecked"].lower()
 
 
+def test_int8_in_which_nothing_is_int8_is_refused(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    spec = tf.TensorSpec([None, 4])
+    path = save_function(tmp_path / "m", lambda x: tf.sin(x), spec)
+    run_step("import", tmp_path / "model", {"source": path})
+    samples = random_set(tmp_path / "model", tmp_path / "set")
+    inputs = {"model": tmp_path / "model", "calibration": samples}
+    with pytest.raises(StepFailed, match="nothing in the model that it can quantise"):
+        run_step("openvino", tmp_path / "out", inputs, precision="int8")
+
+
 def test_unsupported_operators_are_named(tmp_path: Path) -> None:
     import tensorflow as tf
 

@@ -14,7 +14,7 @@ from ..engines.signature import Signature, read_signature, write_signature
 from ..errors import StepFailed
 from . import Job
 
-VERSION = 1
+VERSION = 2
 TOOLCHAIN = "openvino"
 INPUTS = ("model",)
 
@@ -77,7 +77,7 @@ def _quantise(model: Any, feeds: list[dict[str, Array]], preset: str) -> Any:
     import nncf
 
     try:
-        return nncf.quantize(
+        made = nncf.quantize(
             model,
             nncf.Dataset(feeds),
             preset=nncf.QuantizationPreset(preset),
@@ -85,6 +85,13 @@ def _quantise(model: Any, feeds: list[dict[str, Array]], preset: str) -> Any:
         )
     except (RuntimeError, ValueError, nncf.errors.InternalError) as error:
         raise StepFailed(f"NNCF cannot quantise it: {error}") from error
+    # NNCF ends well where it found nothing to do; what it made would be fp32 under another name.
+    if not any(node.get_type_name() == "FakeQuantize" for node in made.get_ops()):
+        raise StepFailed(
+            "NNCF found nothing in the model that it can quantise",
+            hint="leave int8 of this target out of the recipe",
+        )
+    return made
 
 
 def _canonical(model: Any, signature: Signature) -> Any:
