@@ -26,7 +26,7 @@ EVERYTHING = {
     "reference",
     "tflite-fp32",
     "tflite-int8",
-    "native-fp32",
+    "native",
     "check-arm-fp32",
     "check-arm-int8",
     "check-arm-tf-fp32",

@@ -14,13 +14,14 @@ from typing import Literal
 
 import msgspec
 
-from .errors import StepFailed
+from .errors import StepFailed, ToolchainMissing
 from .facts import Facts, explain, key
 from .folders import fresh_folder
 from .freshness import assess, declared
 from .graph import Step
 from .records import ActionRecord
 from .store import CorruptBlob
+from .toolchains import Missing, identity
 from .worker import Request
 from .workers import Workers
 from .workspace import Workspace
@@ -73,6 +74,8 @@ def _restore(step: Step, record: ActionRecord, workspace: Workspace) -> None:
 
 
 def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
+    if isinstance(tool := identity(step.toolchain), Missing):
+        raise ToolchainMissing(f"{step.id} needs {tool.what}, which is not here", hint=tool.hint)
     facts = declared(step, workspace)  # hashed before the step reads them
     log = workspace.log(step)
     with fresh_folder(workspace.artifact(step)) as out:

@@ -19,7 +19,6 @@ from typing import Literal
 import msgspec
 
 from .digest import digest_tree, list_tree
-from .errors import Tf2aifError
 from .facts import Facts, Value, explain, flatten, key
 from .graph import Graph, Step
 from .observed import current_value
@@ -28,6 +27,8 @@ from .toolchains import Missing, environment_facts, identity
 from .workspace import Workspace
 
 SCHEMA = 1  # of the facts themselves: raised when their meaning changes
+
+ELSEWHERE = "elsewhere"  # the toolchain of a step that can only be run on another machine
 
 Current = Callable[[str], Value]  # the present value of an observed fact, by its name
 State = Literal["fresh", "stored", "stale", "waiting", "missing"]
@@ -73,11 +74,14 @@ def _look(step: Step, workspace: Workspace, before: Mapping[str, Verdict]) -> Ve
     known = {name: before[name].artifact for name in step.inputs.values()}
     waits = tuple(name for name, digest in known.items() if digest is None)
     tool = identity(step.toolchain)
-    if isinstance(tool, Missing):
-        return Verdict(state="missing", reasons=(f"{tool.what} is not installed",), missing=tool)
-    if waits:
+    if waits and not isinstance(tool, Missing):
         return Verdict(state="waiting", reasons=tuple(f"{name} must run first" for name in waits))
-    return assess(step, workspace, {name: digest or "" for name, digest in known.items()})
+    if not waits:
+        verdict = assess(step, workspace, {name: digest or "" for name, digest in known.items()})
+        if not isinstance(tool, Missing) or verdict.state not in TO_RUN:
+            return verdict
+    assert isinstance(tool, Missing)  # noqa: S101
+    return Verdict(state="missing", reasons=(f"{tool.what} is not installed",), missing=tool)
 
 
 def assess(step: Step, workspace: Workspace, artifacts: Mapping[str, str] | None = None) -> Verdict:
@@ -134,8 +138,8 @@ def here(step: str, workspace: Workspace) -> str:
 def toolchain_facts(step: Step) -> Facts:
     """What the step runs with: versions, the interpreter, variables that can change results."""
     tool = identity(step.toolchain)
-    if isinstance(tool, Missing):
-        raise Tf2aifError(f"toolchain '{step.toolchain}' is not here", hint=tool.hint)
+    if isinstance(tool, Missing):  # what was made elsewhere and brought here stands under these
+        return {"toolchain.kind": ELSEWHERE}
     facts: Facts = {f"toolchain.{name}": version for name, version in tool.facts().items()}
     for name, value in environment_facts(step.environment).items():
         facts[f"environment.{name}"] = value

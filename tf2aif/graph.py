@@ -19,7 +19,7 @@ from .sources import Source, is_code_key, plan_sources
 from .spec.load import LoadedRecipe, pipeline
 from .spec.recipe import Calibration, Evaluation, Recipe, TargetOverride
 from .spec.service import hook_files
-from .spec.target import Limits, StepUse, Target
+from .spec.target import Emulation, EngineUse, Limits, StepUse, Target
 from .steps import STEPS, step_module
 
 
@@ -43,6 +43,18 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     alone: bool = False  # it measures time: nothing else runs meanwhile
     machine: bool = False  # what it makes holds for this machine only
+    device: str | None = None  # the kind of device whose facts go into its key
+
+
+class Emulated(msgspec.Struct, frozen=True, kw_only=True):
+    """A variant as it runs on any machine, before the device's compiler has seen it."""
+
+    engine: str
+    engine_options: dict[str, Any]
+    exact: bool
+    artifact: str
+    check: str
+    gate: str
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +72,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     artifact: str
     check: str
     latency: str | None = None
+    emulation: Emulated | None = None
     calibration: str | None = None
     random_calibration: bool = False
     image: ImagePlan | None = None
@@ -81,7 +94,18 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     def steps(self) -> tuple[str, ...]:
         """The steps whose results go into its record."""
         image = self.image.steps if self.image else ()
-        return tuple(s for s in (self.artifact, self.check, self.latency, *image) if s)
+        return (*self.emulated_steps, *self.device_steps, *image)
+
+    @property
+    def device_steps(self) -> tuple[str, ...]:
+        """The artifact for the device, and what is measured of it."""
+        return tuple(s for s in (self.artifact, self.check, self.latency) if s)
+
+    @property
+    def emulated_steps(self) -> tuple[str, ...]:
+        """What can be made on any machine, where the target has an emulation."""
+        one = self.emulation
+        return (one.artifact, one.check, one.gate) if one else ()
 
 
 class Graph(msgspec.Struct, frozen=True):
@@ -174,14 +198,18 @@ class _Planner:
         override: TargetOverride,
     ) -> Variant:
         calibration = override.calibration or self.recipe.calibration
-        artifact = model = self._import()
-        for use in uses:
-            artifact = self._convert(name, precision, use, artifact, calibration, target.limits)
         label = f"{name}-{precision}"
-        engine = {**target.engine.options, **override.engine}
-        here = target.platform == self.platform
+        model = self._import()
+        before, compilers = _split(uses, target)
+        artifact = self._chain(name, precision, before, model, calibration, target.limits)
+        emulation = self._emulation(label, name, precision, artifact, target)
         used = "calibration" in self._ancestry(artifact)
-        check = self._check(label, artifact, target.engine.name, engine, target.limits)
+        artifact = self._chain(
+            name, precision, compilers, artifact, calibration, target.limits, emulation
+        )
+        engine = {**target.engine.options, **override.engine}
+        here = target.platform == self.platform and not _is_emulation(target)
+        check = self._check(f"check-{label}", artifact, target.engine, engine, target.limits)
         files, hooks = hook_files(self.recipe.service, self.folder)
         return Variant(
             recipe=self.loaded.name,
@@ -196,12 +224,36 @@ class _Planner:
             artifact=artifact,
             check=check,
             latency=self._latency(label, artifact, model, target, engine) if here else None,
+            emulation=emulation,
             calibration=self._calibration(calibration) if used and calibration else None,
             random_calibration=used and calibration == "random",
             image=self._image(name, target, precision, engine, artifact, check),
             batch=self.recipe.model.batch,
             hook_files=files,
             hooks=hooks,
+        )
+
+    def _emulation(
+        self, label: str, name: str, precision: str, artifact: str, target: Target
+    ) -> Emulated | None:
+        """The check by emulation, and the gate that is held with it."""
+        engine = target.emulation
+        if engine is None:
+            return None
+        check = self._check(f"emulate-{label}", artifact, engine, engine.options, target.limits)
+        gate = self._add(
+            f"gate-{label}",
+            "gate",
+            options={"allowed_drop": self._allowed_drop(name, precision)},
+            inputs={"check": check},
+        )
+        return Emulated(
+            engine=engine.name,
+            engine_options=engine.options,
+            exact=engine.exact,
+            artifact=artifact,
+            check=check,
+            gate=gate,
         )
 
     def _image(
@@ -368,6 +420,23 @@ class _Planner:
             return self._samples("evaluation", self.recipe.evaluation)
         return self._calibration(self.recipe.calibration)
 
+    def _chain(
+        self,
+        target: str,
+        precision: str,
+        uses: Iterable[StepUse],
+        artifact: str,
+        calibration: Calibration | str | None,
+        limits: Limits,
+        emulation: Emulated | None = None,
+    ) -> str:
+        """One conversion after the other; the id of the last one."""
+        for use in uses:
+            artifact = self._convert(
+                target, precision, use, artifact, calibration, limits, emulation
+            )
+        return artifact
+
     def _convert(
         self,
         target: str,
@@ -376,21 +445,53 @@ class _Planner:
         model: str,
         calibration: Calibration | str | None,
         limits: Limits,
+        emulation: Emulated | None,
     ) -> str:
         module = step_module(use.step)
-        options = msgspec.to_builtins(msgspec.convert(use.options, module.Options))
-        available = {"model": lambda: model, "calibration": lambda: self._calibration(calibration)}
+        options = {**use.options, **self._from_recipe(module, target, precision)}
+        available = {
+            "model": lambda: model,
+            "calibration": lambda: self._calibration(calibration),
+            "evaluation": self._evaluation,
+            "reference": self._reference,
+        }
         wanted = module.inputs(use.options) if hasattr(module, "inputs") else module.INPUTS
         if "calibration" in wanted and calibration is None:
             raise _no_calibration(self.loaded, target, precision)
+        before = getattr(module, "BEFORE", {})
+        inputs = {name: available[name]() for name in wanted if name not in before}
+        for name, step in before.items():
+            earlier = StepUse(step=step, options=use.options)
+            inputs[name] = self._convert(
+                target, precision, earlier, model, calibration, limits, emulation
+            )
+        if emulation:
+            inputs["gate"] = emulation.gate
+        fields = self._scoring() if getattr(module, "SCORES", False) else {}
+        files: dict[str, str] = fields.pop("files", {})
         return self._add(
-            f"{use.step}-{precision}",
+            f"{use.step}-{precision}" if "precision" in _fields(module) or before else use.step,
             use.step,
             also=f"{use.step}-{target}-{precision}",
-            options=options,
-            inputs={name: available[name]() for name in wanted},
+            options=msgspec.to_builtins(msgspec.convert(options, module.Options)),
+            inputs=inputs,
             limits=limits,
+            files=files,
+            device=getattr(module, "DEVICE", None),
+            **fields,
         )
+
+    def _from_recipe(self, module: Any, target: str, precision: str) -> dict[str, Any]:
+        """Options of a step that are not a target's to choose."""
+        evaluation = self.recipe.evaluation
+        of_scores = {
+            "allowed_drop": self._allowed_drop(target, precision),
+            "metric": self._metric()[0],
+            "output": evaluation.output if evaluation else None,
+        }
+        known = {**(of_scores if getattr(module, "SCORES", False) else {})}
+        known["batch"] = self.recipe.model.batch
+        return {name: value for name, value in known.items() if name in _fields(module)}
 
     def _reference(self) -> str:
         inputs = {"model": self._import(), "evaluation": self._evaluation()}
@@ -398,29 +499,22 @@ class _Planner:
 
     def _check(
         self,
-        label: str,
+        name: str,
         artifact: str,
-        engine: str,
+        engine: EngineUse | Emulation,
         engine_options: Mapping[str, Any],
         limits: Limits,
     ) -> str:
         evaluation = self.recipe.evaluation
-        metric = evaluation.metric if evaluation else None
-        files = self._hooks() if evaluation else {}
-        if metric and ".py:" in metric:
-            file, _, function = metric.rpartition(":")
-            files["metric"] = file
-            metric = f"function:{function}"
-        paths = self._paths(files)
-        fields = self._code(next(iter(paths.values()))) if paths else {}
+        fields = self._scoring()
         return self._add(
-            f"check-{label}",
+            name,
             "check",
-            toolchain=engine,  # a toolchain has the name of its engine
+            toolchain=engine.name,  # a toolchain has the name of its engine
             options={
-                "engine": engine,
+                "engine": engine.name,
                 "engine_options": dict(engine_options),
-                "metric": metric,
+                "metric": self._metric()[0],
                 "output": evaluation.output if evaluation else None,
             },
             inputs={
@@ -429,10 +523,23 @@ class _Planner:
                 "reference": self._reference(),
             },
             limits=limits,
-            files=paths,
-            threads=engine_options.get("threads") if engine == "tensorflow" else None,
+            threads=engine_options.get("threads") if engine.name == "tensorflow" else None,
             **fields,
         )
+
+    def _metric(self) -> tuple[str | None, dict[str, str]]:
+        """The metric as a step is told it, and the file of a metric of the user's own."""
+        metric = self.recipe.evaluation.metric if self.recipe.evaluation else None
+        if metric is None or ".py:" not in metric:
+            return metric, {}
+        file, _, function = metric.rpartition(":")
+        return f"function:{function}", {"metric": file}
+
+    def _scoring(self) -> dict[str, Any]:
+        """The user's code that a step which scores runs: hooks, and a metric of their own."""
+        hooks = self._hooks() if self.recipe.evaluation else {}
+        files = self._paths({**hooks, **self._metric()[1]})
+        return {"files": files, **(self._code(next(iter(files.values()))) if files else {})}
 
     def _latency(
         self,
@@ -456,6 +563,30 @@ class _Planner:
 
 def _is_code(name: str) -> bool:
     return name == "hooks" or is_code_key(name)
+
+
+def _split(
+    uses: tuple[StepUse, ...], target: Target
+) -> tuple[tuple[StepUse, ...], tuple[StepUse, ...]]:
+    """A pipeline up to what the emulation runs, and the device's compilers behind it."""
+    if target.emulation is None:
+        return uses, ()
+    first = next((i for i, use in enumerate(uses) if _compiles(use.step)), len(uses))
+    return uses[:first], uses[first:]
+
+
+def _compiles(step: str) -> bool:
+    return hasattr(step_module(step), "DEVICE")
+
+
+def _is_emulation(target: Target) -> bool:
+    """The variant runs by emulation even on its device's own host."""
+    return target.emulation is not None and target.emulation.name == target.engine.name
+
+
+def _fields(module: Any) -> tuple[str, ...]:
+    names: tuple[str, ...] = module.Options.__struct_fields__
+    return names
 
 
 def _changed(use: StepUse, override: TargetOverride) -> StepUse:

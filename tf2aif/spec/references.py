@@ -23,7 +23,8 @@ from .target import StepUse, Target
 
 PLANNED = frozenset(
     (
-        *("model", "import", "calibration", "evaluation", "reference", "check", "latency"),
+        *("model", "import", "calibration", "evaluation", "reference"),
+        *("check", "gate", "latency"),
         *("image-lock", "image-base", "image-packages", "image-app", "image-model"),
     )
 )
@@ -62,6 +63,10 @@ def target_faults(loaded: LoadedTarget) -> Iterator[Fault]:
     """Unknown engines and steps, and options that these do not have."""
     engine = loaded.target.engine
     yield from _engine_faults(engine.name, engine.options, loaded.document, ("engine",))
+    if emulation := loaded.target.emulation:
+        yield from _engine_faults(
+            emulation.name, emulation.options, loaded.document, ("emulation",)
+        )
     for precision in loaded.target.precisions:
         for index, use in enumerate(pipeline(loaded.target, precision)):
             key: Key = ("precisions", precision, index)

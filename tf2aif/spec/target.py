@@ -36,6 +36,20 @@ class EngineUse(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     options: Annotated[dict[str, Any], Meta(description="options of the engine")] = {}
 
 
+class Emulation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What runs a variant on any machine, before the device's own compiler has seen it."""
+
+    name: Annotated[str, Meta(description="the engine, by its name in the table")]
+    options: Annotated[dict[str, Any], Meta(description="options of the engine")] = {}
+    exact: Annotated[
+        bool,
+        Meta(
+            description="its arithmetic is the device's, bit by bit: where the device's compiler "
+            "is not here, the variant is `emulated` and not only `bundled`"
+        ),
+    ] = False
+
+
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a step of this target may use."""
 
@@ -76,6 +90,13 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         dict[Name, Annotated[list[Step], Meta(min_length=1)]],
         Meta(description="precision -> the pipeline that makes it", min_length=1),
     ]
+    emulation: Annotated[
+        Emulation | None,
+        Meta(
+            description="the engine that runs, on any machine, what goes into the device's "
+            "compiler; the gate is held with it before the compiler starts"
+        ),
+    ] = None
     description: Annotated[str, Meta(description="for people")] = ""
     baseline: Annotated[
         bool,

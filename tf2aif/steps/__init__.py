@@ -59,6 +59,7 @@ STEPS: dict[str, str] = {
     "openvino": "tf2aif.steps.openvino",
     "native": "tf2aif.steps.native",
     "check": "tf2aif.steps.check",
+    "gate": "tf2aif.steps.gate",
     "latency": "tf2aif.steps.latency",
     "image-lock": "tf2aif.steps.image_lock",
     "image-base": "tf2aif.steps.image_base",

@@ -56,6 +56,36 @@ class Result(Struct, frozen=True, kw_only=True):
     outputs: dict[str, Difference]
 
 
+class Score(Struct, frozen=True, kw_only=True):
+    """The figure that a gate looks at."""
+
+    metric: str
+    source: float
+    variant: float
+    drop: float
+
+    def lost(self, allowed: float) -> str:
+        """What a gate that allows this drop has to say against it; nothing where it holds."""
+        if self.drop <= allowed:
+            return ""
+        return (
+            f"{self.metric} fell from {self.source:.4g} to {self.variant:.4g}, by "
+            f"{self.drop:.4g}; the gate allows {allowed:.4g}"
+        )
+
+
+def scored(result: Result) -> Score:
+    """The metric; without an evaluation set, the cosine of the output that is furthest off."""
+    if result.metric is None:
+        worst = min(output.cosine for output in result.outputs.values())
+        return Score(metric="cosine", source=1.0, variant=worst, drop=1.0 - worst)
+    assert result.source is not None  # noqa: S101  with a metric there are all three
+    assert result.variant is not None and result.drop is not None  # noqa: S101, PT018
+    return Score(
+        metric=result.metric, source=result.source, variant=result.variant, drop=result.drop
+    )
+
+
 def run(job: Job) -> Mapping[str, Any]:
     """Compare and score; writes `check.json` and returns what is in it."""
     from ..sampleset import read_set
