@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from msgspec import Struct
@@ -45,17 +46,18 @@ def read_control(deb: Path) -> Package:
     raise StepFailed("the package has no control file", at=str(deb))
 
 
-def unpack(deb: Path, root: Path) -> None:
+def unpack(deb: Path, root: Path, dropped: Sequence[str] = ()) -> None:
     """Write a package's files below `root`, with usr-merged paths. Raises StepFailed.
 
+    What lies at or below a pattern of `dropped` (as `Path.glob`, `*` within one name) is left out.
     Owners, times and set-user bits are not kept: a layer fixes them, and nothing in an image of
     ours may become root.
     """
     with _open_tar(deb, "data.tar") as tar:
         for member in tar:
             path = merged(member.name)
-            if path:
-                _write(tar, member, root / path, root)
+            if path and not is_below(path, dropped):
+                _write(tar, member, root / path)
 
 
 def merged(name: str) -> str:
@@ -70,7 +72,21 @@ def merged(name: str) -> str:
     return f"usr/{path}" if path.partition("/")[0] in _MERGED else path
 
 
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, dest: Path, root: Path) -> None:
+def is_below(path: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns names the path, or a folder that it is in.
+
+    >>> is_below("usr/lib/x86_64-linux-gnu/gconv/UTF-7.so", ["usr/lib/*-linux-gnu*/gconv"])
+    True
+    """
+    parts = path.split("/")
+    for pattern in patterns:
+        wanted = pattern.split("/")
+        if len(parts) >= len(wanted) and all(map(fnmatchcase, parts, wanted)):
+            return True
+    return False
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, dest: Path) -> None:
     if member.isdir():
         dest.mkdir(parents=True, exist_ok=True)
         return
@@ -78,9 +94,7 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, dest: Path, root: Path
     if member.issym():
         dest.unlink(missing_ok=True)
         dest.symlink_to(member.linkname)
-    elif member.islnk():
-        dest.hardlink_to(root / merged(member.linkname))
-    elif (file := tar.extractfile(member)) is not None:
+    elif (file := tar.extractfile(member)) is not None:  # of a hard link: what it leads to
         dest.write_bytes(file.read())
         dest.chmod(0o755 if member.mode & 0o100 else 0o644)
 

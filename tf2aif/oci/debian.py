@@ -66,7 +66,7 @@ def build_layer(lock: DebianLock, out: Path, scratch: Path, cache: Path, *, epoc
         package = read_control(debs[pinned.name])
         if (package.name, package.version) != (pinned.name, pinned.version):
             raise StepFailed(f"the lock says {pinned.name}, the file is {package.name}")
-        unpack(debs[pinned.name], root)
+        unpack(debs[pinned.name], root, _DROPPED)
         packages.append(package)
     _finish(root, packages)
     compile_tree(root / f"usr/lib/python{PYTHON}", f"/usr/lib/python{PYTHON}", PYTHON)
@@ -80,11 +80,6 @@ def build_layer(lock: DebianLock, out: Path, scratch: Path, cache: Path, *, epoc
 
 
 def _finish(root: Path, packages: Iterable[Package]) -> None:
-    for path in [path for name in _DROPPED for path in root.glob(name)]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
     _drop_documents(root / "usr/share/doc")
     for name, text in _FILES.items():
         _write(root / name, text)

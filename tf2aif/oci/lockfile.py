@@ -84,9 +84,13 @@ def resolve(wanted: Wanted, preferred: str = "") -> str:
 
 
 def install(lock: Path, wanted: Wanted, dest: Path) -> None:
-    """Install the wheels of a lock into a folder, each held against its hash. Raises StepFailed."""
+    """Install the wheels of a lock into a folder, each held against its hash. Raises StepFailed.
+
+    Files are linked to those of uv's cache where that is on the same disk: they may be removed, but
+    not written to.
+    """
     command = [*_uv(), "pip", "install", "--target", str(dest), "--require-hashes", "--no-deps"]
-    command += ["--requirement", str(lock), "--link-mode", "copy", "--no-compile-bytecode"]
+    command += ["--requirement", str(lock), "--link-mode", "hardlink", "--no-compile-bytecode"]
     done = _run([*command, "--quiet", *wanted.arguments()])
     if done.returncode:
         raise StepFailed(
