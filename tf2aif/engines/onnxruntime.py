@@ -39,16 +39,26 @@ def load(
             at=str(path),
             hint=f"it has: {', '.join(onnxruntime.get_available_providers())}",
         )
+    return OnnxRuntime(signature, make_session(signature, path, count, list(providers)))
+
+
+def make_session(signature: Signature, path: Path, threads: int, providers: list[Any]) -> Any:
+    """A session of that model with these providers, best first.
+
+    Raises Tf2aifError where the model cannot be loaded or is not what its signature says.
+    """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = count
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors: warnings name no cause that a user could act on
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its own classes, each straight below Exception
         raise Tf2aifError(f"ONNX Runtime cannot load it: {error}", at=str(path)) from error
     _match(signature, session, path)
-    return OnnxRuntime(signature, session)
+    return session
 
 
 class OnnxRuntime:
