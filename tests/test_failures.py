@@ -383,9 +383,10 @@ def test_a_missing_toolchain_is_a_bundle_that_works_elsewhere(
     assert strict.returncode == 3
     assert "a toolchain is missing" in strict.stderr
     bundle = seeded.root.parent / "elsewhere"
-    (seeded.root / "build" / "digits" / "board-fp32").rename(bundle)
+    (seeded.root / "build" / "digits" / "board-fp32" / "bundle").rename(bundle)
     out = seeded.root.parent / "made"
     run_script(bundle / "run.sh", str(out))
+    brought_back(seeded, str(without_openvino), out)
     seeded.build()  # where the toolchain is there
     assert record(seeded, "digits/board-fp32")["state"] == "built"
     for name in ("model.xml", "model.bin", "signature.json"):
@@ -393,6 +394,37 @@ def test_a_missing_toolchain_is_a_bundle_that_works_elsewhere(
         assert made == (seeded.artifact("board-fp32") / name).read_bytes()
     checked = json.loads((out / "check-board-fp32" / "check.json").read_bytes())
     assert checked["source"] == checked["variant"]
+
+
+def brought_back(project: UserProject, python: str, out: Path) -> None:
+    """What was made elsewhere is taken, survives `rm -r build`, and goes when an input changes."""
+
+    def tf2aif(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [python, "-m", "tf2aif", *words]
+        return subprocess.run(
+            command, cwd=project.root, capture_output=True, text=True, timeout=120
+        )
+
+    taken = tf2aif("import-bundle", str(out))
+    assert taken.returncode == 0, taken.stderr
+    found = record(project, "digits/board-fp32")
+    assert found["state"] == "built"
+    assert "openvino" in str(found["steps"]["digits/openvino-fp32"]["toolchain"])
+    shutil.rmtree(project.root / "build")
+    again = tf2aif("build")
+    assert again.returncode == 0, again.stderr
+    assert record(project, "digits/board-fp32")["state"] == "built"
+    assert tf2aif("build", "--strict").returncode == 0
+    damaged = out.with_name("damaged")
+    shutil.copytree(out, damaged)
+    (damaged / "openvino-fp32" / "model.bin").write_bytes(b"")
+    refused = tf2aif("import-bundle", str(damaged))
+    assert refused.returncode == 1
+    assert "damaged" in refused.stderr
+    results = (damaged / "results.json").read_text()
+    (damaged / "results.json").write_text(results.replace('"step": "openvino"', '"step": "other"'))
+    refused = tf2aif("import-bundle", str(damaged))
+    assert "was made from something else" in refused.stderr
 
 
 def run_script(script: Path, *words: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import platform as host
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from .errors import Fault, FilesError, GateFailed, StepFailed, Tf2aifError, Tool
 from .execute import Done, Result, bring_up_to_date
 from .freshness import TO_RUN, assess, survey
 from .graph import Graph, Variant, plan
+from .machine import this_platform
 from .oci.planning import find_inputs
 from .record import (
     VariantRecord,
@@ -30,13 +30,6 @@ from .spec.load import LoadedRecipe, load_project
 from .toolchains import Missing, identity
 from .workers import Workers
 from .workspace import Workspace
-
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7"}
-
-
-def this_platform() -> str:
-    """This machine as OCI names it, such as `linux/amd64`."""
-    return f"linux/{ARCHITECTURES.get(host.machine(), host.machine())}"
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -62,7 +55,7 @@ class Build:
         self.recipes = tuple(recipes)
         self.workspace = workspace
         self.workers = workers or Workers()
-        self.missing = _missing(graph)
+        self.missing = _missing(graph, workspace)
         self.runnable = tuple(name for name in graph.steps if name not in self.missing)
         self.results: dict[str, Result] = {}
         self.failures: dict[str, Tf2aifError] = {}
@@ -134,6 +127,8 @@ class Build:
         except OSError as error:
             raise self._failed(name, _os_error(name, error)) from error
         except Tf2aifError as error:
+            if step.kind == "gate" and isinstance(error, StepFailed):
+                error = _gate_failed(error)
             raise self._failed(name, error) from error
         self._done(name, result)
 
@@ -148,13 +143,27 @@ class Build:
     def write_variant(self, name: str, *, again: bool = False) -> None:  # noqa: ARG002
         """Write the variant's folder, or its bundle where a toolchain is missing."""
         variant = self.graph.variants[name]
-        write = write_bundle if self.blocked(variant) else write_variant
         try:
+            self._bring(variant)
+            write = write_bundle if self.blocked(variant) else write_variant
             write(variant, self.graph, self.workspace, self.missing)
         except OSError as error:
             raise self._failed(name, _os_error(name, error)) from error
         except Tf2aifError as error:
             raise self._failed(name, error) from error
+
+    def _bring(self, variant: Variant) -> None:
+        """Take what was made elsewhere, where it turns out only now to be what is wanted.
+
+        What a step before it makes is known when that has run, and the plan was made before.
+        """
+        for name in self.graph.needs(variant.steps):
+            if name in self.missing:
+                try:
+                    bring_up_to_date(self.graph.steps[name], self.workspace, self.workers)
+                except ToolchainMissing:
+                    return
+                del self.missing[name]
 
     def clean_step(self, name: str) -> None:
         """Remove a step's artifact and what is known of it."""
@@ -213,7 +222,7 @@ class Build:
         """Note the failure, and say in each variant that rests on it that it failed."""
         self.failures[name] = error
         self.listen(Event("failed", name, error=error.render()))
-        if not isinstance(error, GateFailed):
+        if name not in self.graph.variants or not isinstance(error, GateFailed):
             reason = error.faults[0].message.partition("\n")[0]
             for variant in self.graph.variants.values():
                 if name == variant.id or name in self.graph.needs(variant.steps):
@@ -231,15 +240,13 @@ class Build:
         return self.graph.needs(variant.steps if variant else [name])
 
 
-def _missing(graph: Graph) -> dict[str, Missing]:
-    """The steps that cannot run here, with the toolchain that is missing."""
-    found: dict[str, Missing] = {}
-    for step in graph.steps.values():
-        upstream = next((found[n] for n in step.inputs.values() if n in found), None)
-        tool = upstream or identity(step.toolchain)
-        if isinstance(tool, Missing):
-            found[step.id] = tool
-    return found
+def _missing(graph: Graph, workspace: Workspace) -> dict[str, Missing]:
+    """The steps that cannot run here and were not brought here, with what they lack."""
+    tools = {step.toolchain for step in graph.steps.values()}
+    if not any(isinstance(identity(tool), Missing) for tool in tools):
+        return {}
+    verdicts = survey(graph, workspace)
+    return {name: v.missing for name, v in verdicts.items() if v.missing is not None}
 
 
 def _known(wanted: Iterable[str], targets: Mapping[str, object]) -> None:
@@ -251,6 +258,11 @@ def _known(wanted: Iterable[str], targets: Mapping[str, object]) -> None:
             Fault(f"unknown target '{name}'", "--target", nearest(name, targets))
             for name in unknown
         )
+
+
+def _gate_failed(error: StepFailed) -> GateFailed:
+    fault = error.faults[0]
+    return GateFailed(fault.message, at=fault.at, hint=fault.hint)
 
 
 def _os_error(name: str, error: OSError) -> StepFailed:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .cli_bundles import add_bundle_command
 from .cli_images import add_image_commands, add_image_flag
 from .cli_serving import PASSED_ON, add_serving_commands, pass_on
 from .errors import FilesError, Tf2aifError
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         add(commands)
     add_serving_commands(commands, _command, _print_json)
     add_image_commands(commands, _command, _print_json)
+    add_bundle_command(commands, _command, _print_json)
     return parser
 
 

@@ -114,7 +114,7 @@ def _bench(arguments: argparse.Namespace, show_json: Show) -> int:
 
 def _measurable(name: str, build: Path = Path("build")) -> list[Path]:
     """The folder of a variant, or of all variants of a recipe that run on this machine."""
-    from .build import this_platform
+    from .machine import this_platform
     from .record import read_record
 
     if "/" in name or not (build / name).is_dir():

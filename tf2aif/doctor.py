@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from .build import this_platform
+from .machine import this_platform
 from .spec.load import load_targets, pipeline
 from .spec.target import Target
 from .steps import step_module

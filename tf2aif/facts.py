@@ -18,6 +18,7 @@ Facts = dict[str, Value]  # in the order in which they are explained
 """Name -> value. Names are dotted paths such as `option.precision` or `input.model`."""
 
 ABSENT = "(absent)"
+SCHEMA = 1  # of a step's facts: raised when their meaning changes
 
 _encoder = msgspec.json.Encoder(order="sorted")
 
@@ -75,6 +76,26 @@ def flatten(prefix: str, value: Value) -> Iterable[tuple[str, Value]]:
             yield from flatten(f"{prefix}.{escaped}", value[name])
     else:
         yield prefix, value
+
+
+def step_facts(
+    kind: str,
+    version: int,
+    options: Mapping[str, Value],
+    *,
+    files: Mapping[str, str],
+    inputs: Mapping[str, str],
+    seed: int | None,
+) -> Facts:
+    """What decides, on any machine, what a step makes: the digests of what it reads, and how.
+
+    `files` and `inputs` are digests by name: of the user's files, and of other steps' artifacts.
+    """
+    facts: Facts = {"schema": SCHEMA, "step": kind, "version": version}
+    facts.update(flatten("option", options))
+    facts.update({f"file.{name}": digest for name, digest in sorted(files.items())})
+    facts.update({f"input.{name}": digest for name, digest in sorted(inputs.items())})
+    return facts if seed is None else {**facts, "seed": seed}
 
 
 def _short(value: Value, width: int = 60) -> str:

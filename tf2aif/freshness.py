@@ -9,24 +9,21 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from .digest import digest_tree, list_tree
-from .facts import Facts, Value, explain, flatten, key
+from .facts import Facts, Value, explain, key, step_facts
 from .graph import Graph, Step
+from .machine import machine_facts
 from .observed import current_value
-from .store import ActionRecord, OutputFile
+from .records import artifact_digest
+from .store import ActionRecord
 from .toolchains import Missing, environment_facts, identity
 from .workspace import Workspace
-
-SCHEMA = 1  # of the facts themselves: raised when their meaning changes
 
 ELSEWHERE = "elsewhere"  # the toolchain of a step that can only be run on another machine
 
@@ -50,11 +47,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         """The digest of what the step makes, where that is known before it runs."""
         known = self.state in ("fresh", "stored") and self.record
         return artifact_digest(self.record.outputs) if known and self.record else None
-
-
-def artifact_digest(outputs: tuple[OutputFile, ...]) -> str:
-    """The digest of a folder's files: their paths, bytes and executable bits, in order."""
-    return key({"files": [[o.path, o.digest, o.executable] for o in outputs]})
 
 
 def survey(graph: Graph, workspace: Workspace) -> dict[str, Verdict]:
@@ -116,18 +108,17 @@ def declared(step: Step, workspace: Workspace, artifacts: Mapping[str, str] | No
 
     Raises FileNotFoundError where a file that it reads, or the artifact of a step, is not there.
     """
-    facts: Facts = {"schema": SCHEMA, "step": step.kind, "version": step.version}
-    facts.update(flatten("option", step.options))
-    for name, path in sorted(step.files.items()):
-        facts[f"file.{name}"] = digest_tree(Path(path), workspace.stats)
-    for name, other in sorted(step.inputs.items()):
-        facts[f"input.{name}"] = artifacts[other] if artifacts else here(other, workspace)
-    facts |= toolchain_facts(step)
-    if step.seed is not None:
-        facts["seed"] = step.seed
-    if step.machine:
-        facts |= machine_facts()
-    return facts
+    files = {
+        name: digest_tree(Path(path), workspace.stats) for name, path in sorted(step.files.items())
+    }
+    inputs = {
+        name: artifacts[other] if artifacts else here(other, workspace)
+        for name, other in sorted(step.inputs.items())
+    }
+    facts = step_facts(
+        step.kind, step.version, step.options, files=files, inputs=inputs, seed=step.seed
+    )
+    return facts | place_facts(step)
 
 
 def here(step: str, workspace: Workspace) -> str:
@@ -135,29 +126,19 @@ def here(step: str, workspace: Workspace) -> str:
     return artifact_digest(list_tree(workspace.artifact(step), workspace.stats))
 
 
-def toolchain_facts(step: Step) -> Facts:
-    """What the step runs with: versions, the interpreter, variables that can change results."""
+def place_facts(step: Step) -> Facts:
+    """Where the step runs: its toolchain, variables that can change results, machine and device.
+
+    Of a step whose toolchain is not here nothing is known but that it runs elsewhere: what was
+    made there and brought here by `tf2aif import-bundle` stands under these facts.
+    """
     tool = identity(step.toolchain)
-    if isinstance(tool, Missing):  # what was made elsewhere and brought here stands under these
+    if isinstance(tool, Missing):
         return {"toolchain.kind": ELSEWHERE}
     facts: Facts = {f"toolchain.{name}": version for name, version in tool.facts().items()}
     for name, value in environment_facts(step.environment).items():
         facts[f"environment.{name}"] = value
-    return facts
-
-
-@cache
-def machine_facts() -> Facts:
-    """What a measured time depends on: the processor and how many of them we may use."""
-    cpu = platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu
-    )
-    return {"machine.cpu": model, "machine.cores": len(os.sched_getaffinity(0))}
+    return facts | (machine_facts() if step.machine else {})
 
 
 def _observed(record: ActionRecord, current: Current) -> Facts:

@@ -6,6 +6,7 @@ variant.json   this record
 log.txt        what its steps printed
 rerun/         each step as a request, and rerun.sh that runs them again by hand
 image/         the container image as an OCI layout, with its SBOM and provenance
+bundle/        where a toolchain is missing: what it needs, and run.sh; see tf2aif.bundle
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ from typing import Any, Literal
 
 import msgspec
 
+from .bundle import MANIFEST, Manifest, PackedStep, copy, write_code
+from .bundle import SCHEMA as BUNDLE_SCHEMA
 from .digest import digest_tree, list_tree
 from .errors import GateFailed
 from .execute import request_for
 from .facts import Facts, key
 from .folders import fresh_folder
-from .freshness import artifact_digest
-from .graph import Graph, Step, Variant
+from .freshness import here
+from .graph import Emulated, Graph, Step, Variant
+from .machine import oci_platform
 from .oci.record import ImageRecord, write_image
-from .records import ActionRecord, OutputFile
+from .records import ActionRecord, OutputFile, artifact_digest
+from .steps.check import Result as CheckResult
+from .steps.check import scored
 from .toolchains import Missing
 from .worker import Request
 from .workspace import Workspace, write_atomically
@@ -73,6 +79,7 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     reason: str = ""
     engine: dict[str, Any]
+    emulates: str | None = None  # the device's engine, which the engine above stands in for
     batch: int | Literal["free", "none"] = 1
     hooks: str | None = None  # the hooks file, relative to the variant's folder
     baseline: bool = False
@@ -189,30 +196,52 @@ def read_record(folder: Path) -> VariantRecord | None:
 def write_bundle(
     variant: Variant, graph: Graph, workspace: Workspace, missing: MissingSteps
 ) -> VariantRecord:
-    """Pack what the missing toolchain needs, and the command that runs it elsewhere."""
-    steps = [name for name in graph.needs(variant.steps) if name in missing]
+    """Pack what the missing toolchain needs, and the command that runs it elsewhere.
+
+    Where the target has an emulation, what it ran is there too, with the accuracy that it showed.
+    """
+    steps = [name for name in graph.needs(variant.device_steps) if name in missing]
     tool = missing[steps[0]]
     record = _bare(variant, "bundled", f"{tool.what} is not here: {tool.hint}")
+    if variant.emulation and not set(graph.needs(variant.emulated_steps)) & set(missing):
+        record = _emulated(variant, variant.emulation, graph, workspace, record)
     with fresh_folder(workspace.variant(variant.id)) as out:
-        _pack(out, graph, workspace, steps)
+        if record.artifact:
+            _fill(variant, graph, workspace, record, out)
+        _pack(out / "bundle", variant.id, graph, workspace, steps)
         (out / "variant.json").write_bytes(_pretty(record))
     _note(variant, graph, workspace, missing)
     return record
+
+
+def _emulated(
+    variant: Variant, how: Emulated, graph: Graph, workspace: Workspace, record: VariantRecord
+) -> VariantRecord:
+    """The record of what could be made and measured without the device's compiler."""
+    made = {n: m for n in graph.needs(variant.emulated_steps) if (m := workspace.made(n))}
+    artifact, check = made[how.artifact], made[how.check].result
+    state: State = "emulated" if how.exact else "bundled"
+    return msgspec.structs.replace(
+        record,
+        state=state,
+        engine={"name": how.engine, "options": how.engine_options},
+        emulates=variant.engine,
+        artifact=artifact_digest(artifact.outputs),
+        size_bytes=sum(o.size for o in artifact.outputs),
+        files=artifact.outputs,
+        accuracy=_accuracy(variant, check),
+        outputs=check["outputs"],
+        steps={name: _step_record(m) for name, m in made.items()},
+    )
 
 
 def _record(variant: Variant, made: dict[str, ActionRecord]) -> VariantRecord:
     artifact = made[variant.artifact]
     check = made[variant.check].result
     accuracy = _accuracy(variant, check)
-    lost = accuracy.drop > variant.allowed_drop
-    reason = (
-        f"{accuracy.metric} fell from {accuracy.source:.4g} to {accuracy.variant:.4g}, by "
-        f"{accuracy.drop:.4g}; the gate allows {variant.allowed_drop:.4g}"
-        if lost
-        else ""
-    )
+    lost = scored(msgspec.convert(check, CheckResult)).lost(variant.allowed_drop)
     return msgspec.structs.replace(
-        _bare(variant, "failed" if lost else _state(variant), reason),
+        _bare(variant, "failed" if lost else _state(variant, made[variant.check]), lost),
         artifact=artifact_digest(artifact.outputs),
         size_bytes=sum(o.size for o in artifact.outputs),
         files=artifact.outputs,
@@ -224,18 +253,16 @@ def _record(variant: Variant, made: dict[str, ActionRecord]) -> VariantRecord:
 
 
 def _accuracy(variant: Variant, check: Mapping[str, Any]) -> Accuracy:
-    """The metric; without an evaluation set, the cosine of the output that is furthest off."""
-    if check["metric"] is None:
-        worst = min(output["cosine"] for output in check["outputs"].values())
-        check = {**check, "metric": "cosine", "source": 1.0, "variant": worst, "drop": 1.0 - worst}
+    result = msgspec.convert(check, CheckResult)
+    score = scored(result)
     return Accuracy(
-        metric=check["metric"],
-        source=check["source"],
-        variant=check["variant"],
-        drop=check["drop"],
+        metric=score.metric,
+        source=score.source,
+        variant=score.variant,
+        drop=score.drop,
         allowed_drop=variant.allowed_drop,
-        samples=check["samples"],
-        labels=check["labels"],
+        samples=result.samples,
+        labels=result.labels,
         measured_on=host.machine(),
     )
 
@@ -262,14 +289,20 @@ def _bare(variant: Variant, state: State, reason: str) -> VariantRecord:
     )
 
 
-def _state(variant: Variant) -> State:
-    """A check that ran on the kind of machine that the target names has verified it there."""
-    return "verified-on-device" if variant.latency else "built"
+def _state(variant: Variant, check: ActionRecord) -> State:
+    """A check by the device's own engine, on the kind of machine that the target names."""
+    if variant.emulation and variant.emulation.engine == variant.engine:
+        return "built"
+    facts = check.made_by or check.facts
+    system, _, machine = str(facts.get("toolchain.platform", "")).partition("-")
+    there = oci_platform(system, machine) == variant.platform
+    return "verified-on-device" if there else "built"
 
 
 def _step_record(record: ActionRecord) -> StepRecord:
     prefixes = ("toolchain.", "environment.", "machine.")
     tool = {n: v for n, v in record.facts.items() if n.startswith(prefixes)}
+    tool |= record.made_by or {}
     return StepRecord(
         key=record.key,
         artifact=artifact_digest(record.outputs),
@@ -281,19 +314,28 @@ def _step_record(record: ActionRecord) -> StepRecord:
 def _write_folder(
     variant: Variant, graph: Graph, workspace: Workspace, record: VariantRecord
 ) -> VariantRecord:
-    steps = graph.needs(variant.steps)
     with fresh_folder(workspace.variant(variant.id)) as out:
-        shutil.copytree(workspace.artifact(variant.artifact), out / "artifact")
-        for name, path in variant.hook_files.items():
-            _copy(Path(path), out / "hooks" / name)
+        _fill(variant, graph, workspace, record, out)
         if variant.image:
             image = write_image(variant, variant.image, graph, workspace, out / "image")
             record = msgspec.structs.replace(record, image=image)
-        _keep_bench(workspace.variant(variant.id), out, record.artifact)
         (out / "variant.json").write_bytes(_pretty(record))
-        (out / "log.txt").write_text(_logs(steps, workspace), encoding="utf-8")
-        _write_rerun(out / "rerun", steps, graph, workspace)
     return record
+
+
+def _fill(
+    variant: Variant, graph: Graph, workspace: Workspace, record: VariantRecord, out: Path
+) -> None:
+    """What ships, and what tells how it was made."""
+    steps = tuple(name for name in graph.needs(variant.steps) if name in record.steps)
+    emulated = variant.emulation if record.emulates else None
+    artifact = emulated.artifact if emulated else variant.artifact
+    shutil.copytree(workspace.artifact(artifact), out / "artifact")
+    for name, path in variant.hook_files.items():
+        copy(Path(path), out / "hooks" / name)
+    _keep_bench(workspace.variant(variant.id), out, record.artifact)
+    (out / "log.txt").write_text(_logs(steps, workspace), encoding="utf-8")
+    _write_rerun(out / "rerun", steps, graph, workspace)
 
 
 def _keep_bench(old: Path, new: Path, artifact: str) -> None:
@@ -324,15 +366,15 @@ def _write_rerun(folder: Path, steps: Iterable[str], graph: Graph, workspace: Wo
     for number, name in enumerate(steps):
         request = request_for(graph.steps[name], workspace, folder)
         inputs = {k: os.path.relpath(p, home) for k, p in request.inputs.items()}
-        lines.append(_write_request(folder, number, request, inputs, {}))
+        lines.append(_write_request(folder, number, request, inputs)[1])
     # Beside the variant's folder: this one is made anew by the next build.
     write_script(folder / "rerun.sh", lines, out="${HERE%/*}-rerun")
 
 
 def _write_request(
-    folder: Path, number: int, request: Request, inputs: dict[str, str], made: dict[str, str]
-) -> str:
-    """Write a request with relative paths; the line that runs it, `made` by earlier lines."""
+    folder: Path, number: int, request: Request, inputs: dict[str, str]
+) -> tuple[str, str]:
+    """Write a request with relative paths; the file's name, and the line that runs it."""
     name = request.step.partition("/")[2]
     file = f"{number:02d}-{name}.json"
     code = next((inputs[k] for k, p in request.inputs.items() if p == request.code), None)
@@ -340,34 +382,50 @@ def _write_request(
     relative = msgspec.structs.replace(request, inputs=inputs, out="", folder=home, code=code)
     (folder / file).write_bytes(_pretty(relative))
     words = [f"--request {shlex.quote(file)}", f'--out "$OUT"/{shlex.quote(name)}']
-    words += [f'--input {shlex.quote(k)}="$OUT"/{shlex.quote(v)}' for k, v in made.items()]
-    return f'"${{PYTHON:-python3}}" -m tf2aif.worker {" ".join(words)}'
+    return file, f'"${{PYTHON:-python3}}" -m tf2aif.worker {" ".join(words)}'
 
 
-def _pack(out: Path, graph: Graph, workspace: Workspace, missing: list[str]) -> None:
+def _pack(out: Path, variant: str, graph: Graph, workspace: Workspace, missing: list[str]) -> None:
     """The requests of the steps that are missing, with copies of all that they read."""
-    lines = ["# Runs the steps whose toolchain was not on the machine that packed this."]
+    out.mkdir()
+    packed = []
     for number, name in enumerate(missing):
         step = graph.steps[name]
-        later = {k: o.partition("/")[2] for k, o in step.inputs.items() if o in missing}
+        request = request_for(step, workspace, out)
+        made = {k: other for k, other in step.inputs.items() if other in missing}
         inputs = {}
-        for key_, path in request_for(step, workspace, out).inputs.items():
-            if key_ not in later:
+        for key_, path in request.inputs.items():
+            if key_ not in made:
                 inputs[key_] = f"inputs/{number:02d}-{key_}/{Path(path).name}"
-                _copy(Path(path), out / inputs[key_])
+                copy(Path(path), out / inputs[key_])
             if path == step.code:  # and what it may import from beside it
                 for helper in Path(path).parent.glob("*.py"):
-                    _copy(helper, (out / inputs[key_]).with_name(helper.name))
-        lines.append(_write_request(out, number, request_for(step, workspace, out), inputs, later))
+                    copy(helper, (out / inputs[key_]).with_name(helper.name))
+        file, _ = _write_request(out, number, request, inputs)
+        packed.append(
+            PackedStep(
+                id=name,
+                request=file,
+                version=step.version,
+                files={n: digest_tree(Path(p), workspace.stats) for n, p in step.files.items()},
+                inputs={n: here(o, workspace) for n, o in step.inputs.items() if n not in made},
+                made=made,
+                timeout_s=step.limits.timeout_s,
+            )
+        )
+    manifest = Manifest(schema=BUNDLE_SCHEMA, variant=variant, steps=tuple(packed))
+    (out / MANIFEST).write_bytes(_pretty(manifest))
+    write_code(out / "tf2aif.zip")
+    lines = [
+        "# Runs the steps whose toolchain was not on the machine that packed this.",
+        "LIB=$OUT/.tf2aif",
+        'rm -rf "$LIB"',
+        '"${PYTHON:-python3}" -m zipfile -e tf2aif.zip "$LIB"',
+        "PYTHONPATH=$LIB${PYTHONPATH:+:$PYTHONPATH}",
+        "export PYTHONPATH",
+        'exec "${PYTHON:-python3}" -P -m tf2aif.bundle . "$OUT"',
+    ]
     write_script(out / "run.sh", lines)
-
-
-def _copy(source: Path, dest: Path) -> None:
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, dest)
-    else:
-        shutil.copyfile(source, dest)
 
 
 def write_script(path: Path, lines: list[str], out: str = "$HERE-out") -> None:

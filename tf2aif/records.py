@@ -18,7 +18,7 @@ import msgspec
 import xxhash
 
 from tf2aif.digest import FileEntry
-from tf2aif.facts import Facts
+from tf2aif.facts import Facts, key
 
 SCHEMA = 1
 KEEP = 64
@@ -53,6 +53,8 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`wall_s`, `cpu_s`, `peak_mb`."""
     created: float = 0.0
     """Seconds since the epoch."""
+    made_by: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    """Of what was made elsewhere and brought here: toolchain, machine and device, as facts."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -85,6 +87,11 @@ def decode(data: bytes) -> ActionRecord:
 def blob_name(file: OutputFile) -> str:
     """What the table of blobs calls the bytes of a file."""
     return f"{file.digest}-{file.size}"
+
+
+def artifact_digest(outputs: tuple[OutputFile, ...]) -> str:
+    """The digest of a folder's files: their paths, bytes and executable bits, in order."""
+    return key({"files": [[o.path, o.digest, o.executable] for o in outputs]})
 
 
 class Records:

@@ -20,6 +20,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET, UnsetType
+
 from tf2aif import upkeep
 from tf2aif.blobs import Blobs, CorruptBlob
 from tf2aif.digest import digest_bytes, list_tree, walk
@@ -106,6 +108,7 @@ class Store:
         observed: Facts,
         result: dict[str, Any],
         timing: dict[str, Any],
+        made_by: dict[str, Any] | UnsetType = UNSET,
     ) -> ActionRecord:
         """Store everything in a folder as what an action made; the record as `find` will give it.
 
@@ -125,6 +128,7 @@ class Store:
             result=result,
             timing=timing,
             created=time.time(),
+            made_by=made_by,
         )
         data = encode(record)
         record = decode(data)

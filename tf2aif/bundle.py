@@ -1,0 +1,220 @@
+"""A bundle: what the toolchain that is not here needs, to be run where it is, and brought back.
+
+bundle/bundle.json     the steps in order, and the digests of what they read
+bundle/NN-STEP.json    each step as a request, its paths relative to the folder
+bundle/inputs/         copies of all that the steps read
+bundle/tf2aif.zip      the code that runs them
+bundle/run.sh          runs them all; what it makes goes to a folder beside
+
+On the other machine nothing but Python, msgspec, numpy, xxhash and the vendor's tools is needed.
+`tf2aif import-bundle` takes what was made there into the store: see `tf2aif.imports`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .digest import digest_tree, list_tree
+from .errors import StepFailed, Tf2aifError
+from .facts import Facts, step_facts
+from .folders import fresh_folder
+from .machine import machine_facts
+from .records import artifact_digest
+from .toolchains import Missing, identity
+from .worker import Request
+from .workers import Workers
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+RESULTS = "results.json"
+
+
+class PackedStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a bundle."""
+
+    id: str
+    request: str  # the file's name
+    version: int
+    files: dict[str, str] = {}  # name of an input -> digest: the user's files
+    inputs: dict[str, str] = {}  # name of an input -> digest: artifacts that were packed
+    made: dict[str, str] = {}  # name of an input -> id of an earlier step of the bundle
+    timeout_s: float | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its artifact stands, below the folder of results."""
+        return self.id.partition("/")[2]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`bundle.json`."""
+
+    schema: int
+    variant: str
+    steps: tuple[PackedStep, ...]
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one step, and from what."""
+
+    id: str
+    facts: Facts
+    artifact: str  # the digest of what it made
+    made_by: dict[str, Any]
+    result: dict[str, Any]
+    timing: dict[str, float]
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """`results.json`, beside the artifacts."""
+
+    schema: int
+    variant: str
+    steps: tuple[StepResult, ...]
+
+
+def read(path: Path, kind: type[Any]) -> Any:
+    """A manifest or results. Raises Tf2aifError where there are none of this version."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        hint = "name the folder that run.sh of a bundle has written"
+        raise Tf2aifError(f"not there: {error.strerror}", at=str(path), hint=hint) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Tf2aifError(f"cannot be read: {error}", at=str(path)) from error
+    if found.schema != SCHEMA:
+        hint = "pack and import with the same version of tf2aif"
+        raise Tf2aifError(f"its schema is {found.schema}, not {SCHEMA}", at=str(path), hint=hint)
+    return found
+
+
+def write_code(path: Path) -> None:
+    """This package's own code as a zip file that Python can import from, always the same bytes."""
+    package = Path(__file__).parent
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(package.rglob("*.py")):
+            name = zipfile.ZipInfo(f"tf2aif/{file.relative_to(package)}")
+            name.external_attr = 0o644 << 16
+            archive.writestr(name, file.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def run(folder: Path, out: Path) -> Results:
+    """Run the steps of a bundle on this machine; their artifacts and `results.json` in `out`.
+
+    Raises Tf2aifError where the bundle is damaged or a toolchain is not here either, StepFailed
+    where a step failed.
+    """
+    manifest: Manifest = read(folder / MANIFEST, Manifest)
+    requests = [_request(folder, step) for step in manifest.steps]
+    _look(folder, manifest, requests)
+    done: list[StepResult] = []
+    with Workers() as workers:
+        for number, (step, request) in enumerate(zip(manifest.steps, requests, strict=True), 1):
+            print(f"[{number}/{len(requests)}] {step.id}", file=sys.stderr, flush=True)
+            done.append(_run_step(step, request, out, workers))
+    results = Results(schema=SCHEMA, variant=manifest.variant, steps=tuple(done))
+    (out / RESULTS).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+    return results
+
+
+def _request(folder: Path, step: PackedStep) -> Request:
+    """The request in a file, with this machine's paths."""
+    request = msgspec.json.decode((folder / step.request).read_bytes(), type=Request)
+    here = folder.absolute()
+    return msgspec.structs.replace(
+        request,
+        inputs={name: str(here / path) for name, path in request.inputs.items()},
+        folder=str(here / request.folder),
+        code=str(here / request.code) if request.code else None,
+    )
+
+
+def _look(folder: Path, manifest: Manifest, requests: Sequence[Request]) -> None:
+    """Everything is there and as it was packed, before minutes are spent."""
+    for step, request in zip(manifest.steps, requests, strict=True):
+        tool = identity(request.toolchain)
+        if isinstance(tool, Missing):
+            raise Tf2aifError(f"{step.id} needs {tool.what}, which is not here", hint=tool.hint)
+        if _digests(step, request) != {**step.files, **step.inputs}:
+            hint = "copy the whole folder again"
+            raise Tf2aifError(f"the inputs of {step.id} are damaged", at=str(folder), hint=hint)
+
+
+def _digests(step: PackedStep, request: Request) -> dict[str, str]:
+    files = {name: digest_tree(Path(request.inputs[name])) for name in step.files}
+    inputs = {name: artifact_digest(list_tree(request.inputs[name])) for name in step.inputs}
+    return {**files, **inputs}
+
+
+def _run_step(step: PackedStep, request: Request, out: Path, workers: Workers) -> StepResult:
+    earlier = {name: out / other.partition("/")[2] for name, other in step.made.items()}
+    inputs = {**request.inputs, **{name: str(path) for name, path in earlier.items()}}
+    made = {name: artifact_digest(list_tree(path)) for name, path in earlier.items()}
+    with fresh_folder(out / step.folder) as fresh:
+        wanted = msgspec.structs.replace(request, inputs=inputs, out=str(fresh))
+        log = out / f"{step.folder}.log"
+        outcome = workers.run(wanted, log=log, timeout_s=step.timeout_s)
+    tool = identity(request.toolchain)
+    facts = {} if isinstance(tool, Missing) else tool.facts()
+    return StepResult(
+        id=step.id,
+        facts=step_facts(
+            request.kind,
+            step.version,
+            request.options,
+            files=step.files,
+            inputs={**step.inputs, **made},
+            seed=request.seed,
+        ),
+        artifact=artifact_digest(list_tree(out / step.folder)),
+        made_by={f"toolchain.{k}": v for k, v in facts.items()} | machine_facts(),
+        result=dict(outcome.result),
+        timing={"wall_s": outcome.wall_s, "cpu_s": outcome.cpu_s, "peak_mb": outcome.peak_mb},
+    )
+
+
+def copy(source: Path, dest: Path) -> None:
+    """Copy a file or a folder; parents are made."""
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, dest)
+    else:
+        shutil.copyfile(source, dest)
+
+
+def summary(results: Results) -> Mapping[str, Any]:
+    """What a person wants to see: the scores, and where the rest lies."""
+    scores = [step.result for step in results.steps if "drop" in step.result]
+    return scores[-1] if scores else {}
+
+
+def main() -> int:
+    """`python -m tf2aif.bundle FOLDER OUT`, as run.sh calls it."""
+    if len(sys.argv) != 3:
+        print("usage: python -m tf2aif.bundle FOLDER OUT", file=sys.stderr)
+        return 2
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        found = summary(run(folder, out.absolute()))
+    except StepFailed as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except Tf2aifError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    if found.get("metric"):
+        print(f"{found['metric']}: source {found['source']:.4g}, variant {found['variant']:.4g}")
+    print(f"written to {out}; bring it back, then: tf2aif import-bundle {out.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
