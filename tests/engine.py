@@ -105,17 +105,29 @@ log: {{level: error}}
 storage:
   filesystem: {{rootdirectory: {root}}}
   delete: {{enabled: true}}
-http: {{addr: 127.0.0.1:{port}, secret: test}}
+http: {{addr: 127.0.0.1:{port}, secret: test{tls}}}
 """
 
 
 @contextlib.contextmanager
-def docker_registry(folder: Path, *, htpasswd: str = "", root: Path | None = None) -> Iterator[str]:
-    """A registry with its files below `folder` (or at `root`); its host and port."""
+def docker_registry(
+    folder: Path,
+    *,
+    htpasswd: str = "",
+    auth: str = "",
+    tls: str = "",
+    root: Path | None = None,
+) -> Iterator[str]:
+    """A registry with its files below `folder` (or at `root`); its host and port.
+
+    `auth` and `tls` are those parts of its configuration.
+    """
     need("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    text = CONFIG.format(root=root or folder / "files", port=port)
+    secure = f", tls: {tls}" if tls else ""
+    text = CONFIG.format(root=root or folder / "files", port=port, tls=secure)
+    text += f"auth: {auth}\n" if auth else ""
     if htpasswd:
         (folder / "htpasswd").write_text(htpasswd)
         text += f"auth: {{htpasswd: {{realm: test, path: {folder / 'htpasswd'}}}}}\n"
@@ -136,7 +148,7 @@ def _answers(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/v2/")
-        return connection.getresponse().status in (200, 401)
+        return connection.getresponse().status in (200, 400, 401)  # 400: it speaks TLS
     except OSError:
         return False
     finally:

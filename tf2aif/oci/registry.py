@@ -22,6 +22,7 @@ from ..errors import Tf2aifError
 from .credentials import Credentials, find_credentials
 from .documents import CHUNK, INDEXES, MANIFESTS, Descriptor, describe, sha256
 from .reference import DOCKER_HUB, Reference
+from .trust import distrust, trusting_session
 
 TRIES = 5
 UPLOAD_CHUNK = 32 << 20
@@ -51,10 +52,9 @@ class Registry:
         self.reference = reference
         self.credentials = credentials or find_credentials(reference.host)
         self._sleep = sleep
-        self._session = requests.Session()
-        self._session.trust_env = True
-        self._authorization = ""
         host = "registry-1.docker.io" if reference.host == DOCKER_HUB else reference.host
+        self._session = trusting_session(host)
+        self._authorization = ""
         plain = _speaks_plain(reference, host) if plain_http is None else plain_http
         self._root = f"{'http' if plain else 'https'}://{host}/v2/"
         self._scope = f"repository:{reference.repository}:pull,push"
@@ -250,6 +250,7 @@ class Registry:
                     self._sign_in(answer)
                     answer = self._once(method, url, **fields)
             except (requests.ConnectionError, requests.Timeout) as error:
+                self._fail_if_distrusted(error)
                 if attempt == TRIES:
                     raise self._broken("reach the registry", _cause(error)) from error
                 self._sleep(_pause(attempt, None))
@@ -309,6 +310,12 @@ class Registry:
         except ValueError as error:
             raise self._broken("sign in", "the token server answered no JSON") from error
         return str(said.get("token") or said.get("access_token") or "")
+
+    def _fail_if_distrusted(self, error: requests.RequestException) -> None:
+        if found := distrust(error, self.reference.host):
+            why, hint = found
+            at = str(self.reference)
+            raise Tf2aifError(f"cannot reach the registry: {why}", at=at, hint=hint) from error
 
     def _expect(self, answer: requests.Response, codes: tuple[int, ...], what: str) -> None:
         if answer.status_code not in codes:
