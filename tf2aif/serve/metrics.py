@@ -32,11 +32,11 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class Metrics:
     """The server's metrics; every duration is in seconds."""
 
-    def __init__(self, name: str, version: str, engine: str) -> None:
+    def __init__(self, name: str, version: str, engine: str, emulates: str = "") -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self._info(name, version, engine)
+        self._info(name=name, version=version, engine=engine, emulates=emulates)
         self._requests = Counter(
             "tf2aif_requests",
             "Requests for inference that got an answer, by door and outcome",
@@ -89,9 +89,9 @@ class Metrics:
         rendered: bytes = generate_latest(self.registry)  # type: ignore[no-untyped-call]
         return rendered
 
-    def _info(self, name: str, version: str, engine: str) -> None:
+    def _info(self, **labels: str) -> None:
         info = Info("tf2aif_model", "The variant that is served", registry=self.registry)
-        info.info({"name": name, "version": version, "engine": engine})
+        info.info({name: value for name, value in labels.items() if value})
 
     def _seconds(self, name: str, what: str) -> Histogram:
         return Histogram(f"tf2aif_{name}_seconds", what, registry=self.registry, buckets=SECONDS)

@@ -41,7 +41,7 @@ class Model:
         self.signature: Signature = read_signature(self.artifact)
         self.name = self.record.recipe
         self.version = self.record.variant
-        self.platform = PLATFORMS.get(self.record.engine.name, self.record.engine.name)
+        self.platform = _platform(self.record)
         self.batch = _batch(self.record, self.signature)
         self.inputs = tuple(_door(spec, self.batched) for spec in self.signature.inputs)
         self.outputs = tuple(_door(spec, self.batched) for spec in self.signature.outputs)
@@ -154,6 +154,12 @@ class Model:
             piece = {name: _piece(array, start, size) for name, array in stored.items()}
             runs.append(self._engine.run(piece))
         return {name: np.concatenate([run[name] for run in runs])[:rows] for name in runs[0]}
+
+
+def _platform(record: VariantRecord) -> str:
+    """The engine as the metadata names it; an emulation says what it stands in for."""
+    name = PLATFORMS.get(record.engine.name, record.engine.name)
+    return f"{record.emulates}_emulated_by_{name}" if record.emulates else name
 
 
 def metadata(model: Model) -> dict[str, object]:

@@ -45,7 +45,8 @@ async def _serve(
     from .listener import listen, make_server
     from .metrics import Metrics
 
-    metrics = Metrics(model.name, model.version, model.record.engine.name)
+    record = model.record
+    metrics = Metrics(model.name, model.version, record.engine.name, record.emulates or "")
     sources = find_sources() if config.energy else []
     plane = DataPlane(model, hooks, config, metrics, sources)
     try:

@@ -24,6 +24,8 @@ class VariantRecord(Struct, frozen=True, kw_only=True):
     recipe: str
     variant: str
     engine: EngineRecord
+    state: str = ""  # built, emulated, verified-on-device
+    emulates: str | None = None  # the device's engine, which this one stands in for
     hooks: str | None = None  # the hooks file, relative to the variant's folder
     batch: int | Literal["free", "none"] | None = None  # None: told from the signature
 
