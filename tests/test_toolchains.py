@@ -20,6 +20,7 @@ from tf2aif.steps import STEPS
 from tf2aif.toolchains import KINDS, TOOLCHAINS, Identity, Missing, identity
 from tf2aif.toolchains import installed as here
 from tf2aif.toolchains.installed import installed, loaded, normalize
+from tf2aif.toolchains.lock import read_lock
 from tf2aif.toolchains.variables import FIXED, child_environment, environment_facts
 from tf2aif.workers import Request, Workers
 
@@ -69,7 +70,7 @@ def test_a_toolchain_is_here_or_says_what_is_lacking(name: str) -> None:
         assert tool.hint.startswith("pip install ")
     else:
         assert tool.versions
-        assert set(tool.facts()) == {"kind", "python", "platform", *tool.versions}
+        assert set(tool.facts()) == {"kind", "python", "platform", *tool.versions, *tool.further}
         assert all(tool.facts().values())
 
 
@@ -83,6 +84,8 @@ def test_a_toolchain_names_what_pyproject_brings(name: str) -> None:
         project["optional-dependencies"][tool.extra] if tool.extra else project["dependencies"]
     )
     text = " ".join(brought)
+    if tool.lock:
+        text += " ".join(read_lock(tool.lock).pins)
     for root in tool.roots:
         assert root.optional or any(dist in text for dist in root.distributions)
         assert all(normalize(dist) == dist for dist in root.distributions)

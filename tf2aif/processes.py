@@ -1,11 +1,67 @@
-"""Resident memory of a process and of all that it started, from `/proc`."""
+"""Processes that we start: their memory, from `/proc`, and that none of them outlives us."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+# Runs a command in a group with a small process that kills the group once the pipe at descriptor 0
+# closes. The kernel closes our end of it however we end, by SIGKILL too.
+_GUARD = """exec 3<&0 </dev/null
+{ trap '' TERM INT HUP; read _ <&3; kill -KILL 0; } >/dev/null 2>&1 &
+exec "$@" 3<&-"""
+
+
+def run_guarded(
+    argv: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    poll_s: float = 0.05,
+) -> int | None:
+    """Run a command, its output added to `log`, and end it with all that it started.
+
+    Its return code, as `subprocess` gives it; None where it was ended: past `timeout_s` seconds,
+    or because `stopped` says so.
+    """
+    reading, writing = os.pipe()
+    try:
+        with open(log, "ab") as output:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "sh", *argv],
+                env=environment,
+                cwd="/",
+                stdin=reading,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+    except BaseException:
+        os.close(writing)
+        raise
+    finally:
+        os.close(reading)
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    try:
+        while process.poll() is None:
+            if stopped() or (until is not None and time.monotonic() > until):
+                return None
+            time.sleep(poll_s)
+        return process.returncode
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        os.close(writing)
+        process.wait()
 
 
 def tree_memory_mb(pid: int, limit_mb: float | None = None) -> float:

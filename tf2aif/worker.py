@@ -16,7 +16,6 @@ import gc
 import importlib
 import os
 import random
-import site
 import sys
 import tempfile
 import time
@@ -29,8 +28,9 @@ import msgspec
 
 from .errors import StepFailed, Tf2aifError
 from .facts import Facts
-from .toolchains import child_environment, command, warm_modules
-from .toolchains.installed import loaded
+from .toolchains import Making, child_environment, command, prepare, search_path, warm_modules
+from .toolchains.installed import loaded, locked
+from .toolchains.places import Place
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +54,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     threads: int | None = None
     """Steps that ask for another number share no process: TensorFlow takes it once a process."""
+    place: Place | None = None
+    """Where the project wants the toolchain to run, if not as the table says."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +93,8 @@ class Worker:
     """The state of a process between steps: what was loaded before the first one.
 
     Distributions that this very process needs are no facts: how they write JSON or hash changes no
-    artifact, and a new version of them would make every step stale.
+    artifact, and a new version of them would make every step stale. Those of which the toolchain's
+    lock fixes the version are a declared fact already: its digest.
     """
 
     def __init__(self, toolchain: str) -> None:
@@ -127,14 +130,14 @@ class Worker:
             self._machinery = frozenset(loaded(sys.modules))
             for name in warm_modules(self._toolchain):
                 importlib.import_module(name)
-            self._baseline = frozenset(self._distributions())
+            self._baseline = frozenset(self._loaded())
             gc.freeze()  # a million objects of TensorFlow that no collection needs to look at
 
     def _is_spent(self, failure: Failure | None) -> bool:
         """Whether the next step would not find here what the first one did."""
         if failure and not failure.expected:
             return True
-        return self._baseline is None or self._baseline != self._distributions().keys()
+        return self._baseline is None or self._baseline != self._loaded().keys()
 
     def _run(self, request: Request) -> tuple[dict[str, Any], Facts]:
         from .steps import Job
@@ -151,11 +154,13 @@ class Worker:
         )
         result, seen = _watched(request, lambda: module.run(job))
         own = own_modules() if request.code else ()
-        return _plain(result), self._distributions(own) | seen
+        versions = self._loaded(own)
+        observed = {f"dist.{n}": v for n, v in versions.items() if n not in locked()}
+        return _plain(result), observed | seen
 
-    def _distributions(self, own: Collection[str] = ()) -> Facts:
+    def _loaded(self, own: Collection[str] = ()) -> dict[str, str]:
         versions = loaded(sys.modules, own)
-        return {f"dist.{n}": versions[n] for n in versions if n not in self._machinery}
+        return {n: v for n, v in versions.items() if n not in self._machinery}
 
 
 def _watched(request: Request, run: Any) -> tuple[Any, Facts]:
@@ -324,14 +329,11 @@ def _write(fd: int, data: bytes) -> None:
 def worker_command(request: Request) -> tuple[list[str], dict[str, str]]:
     """The command and the whole environment that start a worker for a request."""
     environment = child_environment(request.environment)
-    package = str(Path(__file__).parents[1])
-    if package not in (
-        *site.getsitepackages(),
-        site.getusersitepackages(),
-    ):  # a checkout that is not installed
-        paths = [*environment.get("PYTHONPATH", "").split(os.pathsep), package]
-        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in paths if p))
-    return command(request.toolchain), environment
+    given = environment.get("PYTHONPATH", "").split(os.pathsep)
+    paths = (*given, *search_path(request.toolchain, request.place))
+    if path := os.pathsep.join(dict.fromkeys(p for p in paths if p)):
+        environment["PYTHONPATH"] = path
+    return command(request.toolchain, request.place), environment
 
 
 def run_by_hand(request: Request) -> int:
@@ -379,6 +381,7 @@ def main() -> int:
         parser.error("--request FILE is needed")
     request = _resolved(words.request, dict(one.split("=", 1) for one in words.input))
     if not words.here:
+        prepare(request.toolchain, Making(Path("/dev/stderr")), request.place)
         argv, environment = worker_command(request)
         os.execve(argv[0], [*argv, *sys.argv[1:], "--here"], environment)
     out = words.out or Path(tempfile.mkdtemp(prefix="tf2aif-out-"))

@@ -29,12 +29,13 @@ from .facts import Facts
 from .observed import current_value
 from .postmortem import cause_of_death, command_by_hand, full_message, oom_kills
 from .processes import tree_memory_mb
+from .toolchains import Making, prepare
 from .worker import Failure, Reply, Request, Task, worker_command
 
 __all__ = ["Outcome", "Request", "Workers", "current_value", "write_request"]
 
 POLL_S = 0.1
-_Key = tuple[str, int | None, tuple[tuple[str, str], ...]]
+_Key = tuple[str, int | None, str, tuple[tuple[str, str], ...]]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +78,7 @@ class Workers:
     ) -> Outcome:
         """Run one step, its output in `log`. Limits cover start-up, and child processes too.
 
+        What its toolchain lacks is made first (see `tf2aif.toolchains.venv`), within that time.
         Raises StepFailed with what went wrong or killed it, the end of the log and its path, and
         the command that runs the step again. Any other exception here, Ctrl-C too, ends its
         process first.
@@ -84,6 +86,7 @@ class Workers:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
         oom_before = oom_kills()
+        self._prepare(request, log, timeout_s)
         with _scratch() as scratch, self._process(request, log, memory_mb) as process:
             task = Task(request=request, log=str(log.absolute()), scratch=scratch)
             try:
@@ -113,11 +116,21 @@ class Workers:
         for process in idle:
             process.end()
 
+    def _prepare(self, request: Request, log: Path, timeout_s: float | None) -> None:
+        """Make what the toolchain needs, where it is not there yet."""
+        making = Making(log.absolute(), timeout_s, lambda: self._closed)
+        try:
+            prepare(request.toolchain, making, request.place)
+        except StepFailed as error:
+            self._fail_if_closed(request, log)
+            fault = error.faults[0]
+            _fail(request, log, fault.message, at=fault.at, hint=fault.hint, tail=False)
+
     @contextlib.contextmanager
     def _process(self, request: Request, log: Path, memory_mb: float | None) -> Iterator[_Process]:
         """A process for this step alone; it goes back among the idle ones if it is reusable."""
         argv, environment = worker_command(request)
-        key = (request.toolchain, request.threads, tuple(sorted(environment.items())))
+        key = (request.toolchain, request.threads, argv[0], tuple(sorted(environment.items())))
         process = self._take(key, memory_mb) if request.code is None else None
         process = process or _Process(argv, environment, log)
         process.reusable = False

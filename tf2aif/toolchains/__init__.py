@@ -1,30 +1,40 @@
 """Toolchains: what steps run with, by name, in the table below.
 
 Each is of a kind, a module that matches `Kind` and knows how to find it and how to start it. A
-no-op build comes through here, so nothing heavy is imported.
+project may say in its `tf2aif.yaml` that one runs somewhere else: a `Place`, which makes it one of
+another kind. A no-op build comes through here, so nothing heavy is imported.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..errors import Tf2aifError
+from .installed import installed as distributions_here
 from .variables import child_environment, environment_facts
+
+if TYPE_CHECKING:
+    from .places import Place  # imports msgspec
 
 __all__ = [
     "KINDS",
     "TOOLCHAINS",
     "Identity",
     "Kind",
+    "Making",
     "Missing",
     "Root",
     "Toolchain",
     "child_environment",
     "command",
     "environment_facts",
+    "find",
     "identity",
+    "prepare",
+    "search_path",
     "warm_modules",
 ]
 
@@ -50,6 +60,12 @@ class Toolchain(NamedTuple):
     probes: tuple[str, ...] = ()
     """Distributions that a root imports on its way wherever they are there, though no step needs
     them: loaded at the start too, so that no process seems to have learnt of them later."""
+    lock: str = ""
+    """Kind `venv`: a requirements file with versions and hashes, of ours or by its path."""
+    extends: bool = False
+    """Kind `venv`: this environment's packages come behind those of the lock."""
+    place: Place | None = None
+    """Where the project wants it to run, if not as the table says."""
 
 
 class Identity(NamedTuple):
@@ -60,6 +76,8 @@ class Identity(NamedTuple):
     platform: str
     versions: Mapping[str, str]
     """Root distribution -> version."""
+    further: Mapping[str, str] = {}
+    """What else decides what it makes: a lock's digest, an image's, a device's driver."""
 
     def facts(self) -> dict[str, str]:
         """The identity as facts of every step that runs with it."""
@@ -68,6 +86,7 @@ class Identity(NamedTuple):
             "python": self.python,
             "platform": self.platform,
             **self.versions,
+            **self.further,
         }
 
 
@@ -78,17 +97,30 @@ class Missing(NamedTuple):
     hint: str
 
 
+class Making(NamedTuple):
+    """What a kind is given to make its environment with."""
+
+    log: Path
+    """What it prints is added to this file."""
+    timeout_s: float | None = None
+    stopped: Callable[[], bool] = lambda: False
+    """Whether the build is being ended: so must the making."""
+
+
 class Kind(Protocol):
     """What a module in the table of kinds offers."""
 
     def identity(self, toolchain: Toolchain) -> Identity | Missing:
         """What it is on this machine, or what is lacking."""
 
+    def prepare(self, toolchain: Toolchain, making: Making) -> None:
+        """Make what its worker needs, where it is not there yet. Raises StepFailed."""
+
     def command(self, toolchain: Toolchain) -> list[str]:
         """The command that starts its worker; the worker's own arguments follow."""
 
-    def warm_modules(self, toolchain: Toolchain) -> tuple[str, ...]:
-        """The modules that its worker imports before the first step."""
+    def search_path(self, toolchain: Toolchain) -> tuple[str, ...]:
+        """Folders that its worker needs on `PYTHONPATH` to find tf2aif itself."""
 
 
 _NUMPY = Root(("numpy",), ("numpy",))
@@ -97,7 +129,10 @@ _LITERT = Root(("ai-edge-litert",), ("ai_edge_litert.interpreter",))
 _IMAGE = (Root(("isal",), ("isal",)), Root(("uv",)))
 _OPENVINO = Root(("openvino",), ("openvino",))
 
-KINDS: dict[str, str] = {"environment": "tf2aif.toolchains.environment"}
+KINDS: dict[str, str] = {
+    "environment": "tf2aif.toolchains.environment",
+    "venv": "tf2aif.toolchains.venv",
+}
 
 TOOLCHAINS: dict[str, Toolchain] = {
     "image": Toolchain("environment", _IMAGE, "images"),
@@ -117,6 +152,13 @@ TOOLCHAINS: dict[str, Toolchain] = {
     "onnxruntime": Toolchain(
         "environment", (Root(("onnxruntime",), ("onnxruntime",)),), "onnxruntime"
     ),
+    "hls4ml": Toolchain(
+        "venv",
+        (Root(("hls4ml",), ("hls4ml",)), _TENSORFLOW, Root(("keras",), ("keras",))),
+        "tensorflow",
+        lock="toolchain-hls4ml.txt",
+        extends=True,
+    ),
     "bench": Toolchain(
         "environment",
         (_TENSORFLOW, _LITERT._replace(optional=True), _OPENVINO._replace(optional=True)),
@@ -125,28 +167,51 @@ TOOLCHAINS: dict[str, Toolchain] = {
 }
 
 
-def identity(name: str) -> Identity | Missing:
+def find(name: str, place: Place | None = None) -> Toolchain:
+    """The toolchain of that name, as the table says or where the project wants it to run."""
+    if name not in TOOLCHAINS:
+        raise Tf2aifError(f"unknown toolchain '{name}'", hint=f"there are: {_join(TOOLCHAINS)}")
+    toolchain = TOOLCHAINS[name]
+    if place is None:
+        return toolchain
+    return toolchain._replace(
+        kind=place.kind, lock=place.venv or "", extends=place.extends, place=place
+    )
+
+
+def identity(name: str, place: Place | None = None) -> Identity | Missing:
     """What the toolchain is on this machine, or what is lacking and the command to run."""
-    toolchain = _find(name)
+    toolchain = find(name, place)
     return _kind(toolchain).identity(toolchain)
 
 
-def command(name: str) -> list[str]:
+def prepare(name: str, making: Making, place: Place | None = None) -> None:
+    """Make what a worker of the toolchain needs, where it is not there yet. Raises StepFailed."""
+    toolchain = find(name, place)
+    _kind(toolchain).prepare(toolchain, making)
+
+
+def command(name: str, place: Place | None = None) -> list[str]:
     """The command that starts a worker of the toolchain; the worker's arguments follow."""
-    toolchain = _find(name)
+    toolchain = find(name, place)
     return _kind(toolchain).command(toolchain)
 
 
+def search_path(name: str, place: Place | None = None) -> tuple[str, ...]:
+    """Folders that a worker of the toolchain needs on `PYTHONPATH` to find tf2aif itself."""
+    toolchain = find(name, place)
+    return _kind(toolchain).search_path(toolchain)
+
+
 def warm_modules(name: str) -> tuple[str, ...]:
-    """What a worker of the toolchain imports before its first step, of what is there."""
-    toolchain = _find(name)
-    return _kind(toolchain).warm_modules(toolchain)
+    """What a worker of the toolchain imports before its first step, of what is there.
 
-
-def _find(name: str) -> Toolchain:
-    if name not in TOOLCHAINS:
-        raise Tf2aifError(f"unknown toolchain '{name}'", hint=f"there are: {_join(TOOLCHAINS)}")
-    return TOOLCHAINS[name]
+    Asked in the worker: the modules of those roots that its environment has, then the probes.
+    """
+    toolchain, here = find(name), distributions_here()
+    roots = (root for root in toolchain.roots if any(d in here for d in root.distributions))
+    modules = (module for root in roots for module in root.modules)
+    return (*modules, *(probe for probe in toolchain.probes if probe in here))
 
 
 def _kind(toolchain: Toolchain) -> Kind:

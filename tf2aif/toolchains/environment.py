@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 import os
+import site
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
-from . import Identity, Missing, Root, Toolchain
+from . import Identity, Making, Missing, Root, Toolchain
 from .installed import installed
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def identity(toolchain: Toolchain) -> Identity | Missing:
-    """Versions of its root distributions, or the first one that is lacking.
+    """Versions of its root distributions, or the first one that is lacking."""
+    versions = root_versions(toolchain, installed())
+    if isinstance(versions, Missing):
+        return versions
+    return Identity(toolchain.kind, this_python(), this_platform(), versions)
+
+
+def root_versions(toolchain: Toolchain, here: Mapping[str, str]) -> dict[str, str] | Missing:
+    """Versions of its root distributions among those that are `here`, or the first that lacks.
 
     All that are there of a root count: with both `tensorflow` and `tensorflow-cpu` installed,
     their files overwrite each other and nobody knows which one runs.
     """
     versions: dict[str, str] = {}
     for root in toolchain.roots:
-        present = _present(root)
+        present = _present(root, here)
         if not present and not root.optional:
             return Missing(root.distributions[0], _hint(toolchain))
         versions.update(present)
+    return versions
+
+
+def this_python() -> str:
+    """Our interpreter's version, such as `3.11`."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def this_platform() -> str:
+    """This machine's kernel and architecture, such as `linux-x86_64`."""
     system = os.uname()
-    return Identity(
-        kind=toolchain.kind,
-        python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        platform=f"{system.sysname.lower()}-{system.machine}",
-        versions=versions,
-    )
+    return f"{system.sysname.lower()}-{system.machine}"
+
+
+def prepare(toolchain: Toolchain, making: Making) -> None:
+    """Nothing is to be made: `pip install` has done it."""
 
 
 def command(toolchain: Toolchain) -> list[str]:  # noqa: ARG001
@@ -35,14 +57,14 @@ def command(toolchain: Toolchain) -> list[str]:  # noqa: ARG001
     return [sys.executable, "-P", "-m", "tf2aif.worker"]
 
 
-def warm_modules(toolchain: Toolchain) -> tuple[str, ...]:
-    """The modules of those roots that are there, then the probes."""
-    roots = (module for root in toolchain.roots if _present(root) for module in root.modules)
-    return (*roots, *(name for name in toolchain.probes if name in installed()))
+def search_path(toolchain: Toolchain) -> tuple[str, ...]:  # noqa: ARG001
+    """The folder of a checkout that is not installed."""
+    folder = str(PACKAGE.parent)
+    installed_in = (*site.getsitepackages(), site.getusersitepackages())
+    return () if folder in installed_in else (folder,)
 
 
-def _present(root: Root) -> dict[str, str]:
-    here = installed()
+def _present(root: Root, here: Mapping[str, str]) -> dict[str, str]:
     return {name: here[name] for name in root.distributions if name in here}
 
 

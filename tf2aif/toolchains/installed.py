@@ -15,7 +15,10 @@ from types import ModuleType
 
 from .variables import environment_facts
 
-__all__ = ["environment_facts", "installed", "loaded", "look_again", "normalize"]
+__all__ = ["environment_facts", "installed", "loaded", "locked", "look_again", "normalize"]
+
+VENV_MARK = "tf2aif.json"
+"""In the folder of an environment that was made from a toolchain's lock, and is complete."""
 
 
 def normalize(name: str) -> str:
@@ -38,9 +41,18 @@ def installed() -> Mapping[str, str]:
     return {name: version for name, (version, _) in _metadata().items()}
 
 
+@cache
+def locked() -> frozenset[str]:
+    """Distributions of which a toolchain's lock fixes the version: none, but in its environment."""
+    if not os.path.isfile(os.path.join(sys.prefix, VENV_MARK)):
+        return frozenset()
+    own = sys.prefix.rstrip(os.sep) + os.sep
+    return frozenset(name for name, (_, path) in _metadata().items() if path.startswith(own))
+
+
 def look_again() -> None:
     """Forget what was read of `sys.path`, which has changed."""
-    for cached in (installed, _metadata, _owners):
+    for cached in (installed, locked, _metadata, _owners):
         cached.cache_clear()
 
 
