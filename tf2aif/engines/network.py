@@ -51,6 +51,8 @@ class Layer(
     """Position of its int8 output; None where it is not quantised, or stays an accumulator."""
     weights_fix: dict[str, int] = {}
     """Positions of its stored weights, by their names."""
+    floats: bool = False
+    """In a quantised network: it runs in floating point, on the processor beside the DPU."""
 
 
 class Conv2D(Layer, frozen=True, kw_only=True, tag="conv2d"):
