@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xxhash
@@ -58,6 +58,37 @@ class Blobs:
         try:
             if copy(source, temporary, 0o444, sync=True) != (file.digest, file.size):
                 raise ChangedWhileReading("the file changed while it was stored", at=str(source))
+            os.replace(temporary, dest)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @contextmanager
+    def receive(self, file: FileEntry) -> Iterator[Callable[[bytes], None]]:
+        """A function that takes a file's bytes as they come; stored where they are the right ones.
+
+        Raises `CorruptBlob` at the end for others, and OSError. They are not forced to the disk:
+        what a crash of the machine takes of them is noticed, and can be had again.
+        """
+        dest = self.path(blob_name(file))
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.temporary / f"{os.getpid()}-{os.urandom(8).hex()}"
+        state, size = xxhash.xxh3_128(), 0
+        try:
+            with open(temporary, "xb", buffering=0) as output:
+
+                def write(data: bytes) -> None:
+                    nonlocal size
+                    state.update(data)
+                    size += len(data)
+                    view = memoryview(data)
+                    while view:
+                        view = view[output.write(view) :]
+
+                yield write
+                os.fchmod(output.fileno(), 0o444)
+            if (state.hexdigest(), size) != (file.digest, file.size):
+                raise CorruptBlob("these are other bytes than the record's", at=file.path)
             os.replace(temporary, dest)
         except BaseException:
             temporary.unlink(missing_ok=True)

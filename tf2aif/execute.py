@@ -1,4 +1,4 @@
-"""Bring one step up to date: look, restore from the store, or run it in a worker and store it.
+"""Bring one step up to date: restore it from the store or a remote, or run it and store it.
 
 Nothing that a step writes is visible before it has succeeded: it writes into a fresh folder, which
 goes to the store first and then, by renaming, into its place in `build/`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from .facts import Facts, explain, key
 from .folders import fresh_folder
 from .freshness import assess, declared
 from .graph import Step
+from .observed import current_value
 from .records import ActionRecord
 from .store import CorruptBlob
 from .toolchains import Missing, identity
@@ -58,9 +59,13 @@ def bring_up_to_date(
 def _make(step: Step, workspace: Workspace, workers: Workers, *, again: bool) -> Done:
     """Restore the step or run it; what the store has is looked up again under its lock."""
     verdict = assess(step, workspace)
-    if verdict.record is not None and not again:
+    record = verdict.record
+    if record is None and verdict.key and not again and workspace.shared:
+        current = partial(current_value, folder=Path(step.folder), cache=workspace.stats)
+        record = workspace.shared.take(step, verdict.key, current, workspace.store)
+    if record is not None and not again:
         try:
-            _restore(step, verdict.record, workspace)
+            _restore(step, record, workspace)
         except CorruptBlob:
             return _make(step, workspace, workers, again=False)  # the store has dropped it
         return "restored"
@@ -104,6 +109,8 @@ def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
             },
         )
     workspace.note(step, record)
+    if workspace.shared:
+        workspace.shared.give(record, workspace.store)
 
 
 @cache

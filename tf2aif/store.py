@@ -138,6 +138,42 @@ class Store:
             self._write_record(record, data)
         return record
 
+    def all_records(self) -> Iterator[ActionRecord]:
+        """Every sound record whose bytes are all here."""
+        for path in self._records.paths():
+            record = self._records.at(path)
+            if record is not None and all(map(self._blobs.has, record.outputs)):
+                yield record
+
+    def has(self, file: OutputFile) -> bool:
+        """Whether the bytes of a file are here, judged by name and size."""
+        return self._blobs.has(file)
+
+    def path_of(self, file: OutputFile) -> Path:
+        """Where the bytes of a file are kept, if they are: to be read and verified, not changed."""
+        return self._blobs.path(blob_name(file))
+
+    @contextmanager
+    def receive(self, file: OutputFile) -> Iterator[Callable[[bytes], None]]:
+        """A function that takes the bytes of a file from elsewhere, as they come.
+
+        They are stored at the end of the block; `CorruptBlob` is raised for other bytes than the
+        file's, and `Tf2aifError` where the store is full or cannot be written.
+        """
+        with self._writing(), self._blobs.receive(file) as write:
+            yield write
+
+    def adopt(self, record: ActionRecord) -> bool:
+        """Keep a record that was made elsewhere, if all of its bytes are here now.
+
+        Raises `Tf2aifError` where the store is full or cannot be written.
+        """
+        with self._writing():
+            complete = all(map(self._blobs.has, record.outputs))
+            if complete:
+                self._write_record(record, encode(record), sync=False)
+        return complete
+
     def restore(self, record: ActionRecord, dest: Path) -> None:
         """Put what the action made at `dest`, in place of what is there, each byte verified.
 
@@ -242,7 +278,7 @@ class Store:
                 if path.stat().st_mtime < time.time() - _LEFTOVER_S:
                     remove(path)
 
-    def _write_record(self, record: ActionRecord, data: bytes) -> None:
+    def _write_record(self, record: ActionRecord, data: bytes, *, sync: bool = True) -> None:
         path = self._records.path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._temporary / f"{os.getpid()}-{os.urandom(8).hex()}"
@@ -250,7 +286,8 @@ class Store:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,6 +25,9 @@ from .locks import locked
 from .records import ActionRecord, decode, encode
 from .store import Store
 
+if TYPE_CHECKING:
+    from .remotes.shared import Shared
+
 
 class Workspace:
     """The folders of one project."""
@@ -32,6 +36,8 @@ class Workspace:
         self.project = project.resolve()
         self.build = (build or self.project / "build").absolute()
         self.private = self.build / ".tf2aif"
+        self.shared: Shared | None = None
+        """The shared caches of this build, where it has some."""
 
     @cached_property
     def stats(self) -> StatCache:

@@ -1,0 +1,107 @@
+"""Shared caches: what a colleague's machine, CI or the build farm made, taken from a remote.
+
+remote     what a remote is; `folder`, `http`, `oci` and `s3` are the kinds of it
+keys       Ed25519 keys: who signs, whose signature counts
+trust      the signed record, and what of it is believed; `outputs`: which files a step has
+transfer   bytes to and from a remote, verified on their way
+shared     what a build has of its remotes; `ahead` brings all that a graph will need
+collect    making room on a remote
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..errors import Tf2aifError
+
+if TYPE_CHECKING:
+    from .remote import Remote
+    from .shared import Shared
+
+ADDRESS = "TF2AIF_REMOTE"
+WRITE = "TF2AIF_REMOTE_WRITE"
+TIMEOUT_S = 10.0
+
+KINDS = {
+    "http": ("http", "HttpRemote"),
+    "https": ("http", "HttpRemote"),
+    "oci": ("oci", "OciRemote"),
+    "s3": ("s3", "S3Remote"),
+}
+
+
+class RemoteUse(msgspec.Struct, frozen=True):
+    """A remote, and whether this user may write to it."""
+
+    url: str
+    """`https://HOST/PATH`, `oci://HOST/REPOSITORY`, `s3://BUCKET/PREFIX`, or a folder."""
+    write: bool = False
+
+
+def open_remote(url: str, timeout_s: float = TIMEOUT_S) -> Remote:
+    """The remote of an address; nothing is asked of it yet.
+
+    Raises Tf2aifError for an address of no known kind, and where a package for it is missing.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme in ("", "file"):
+        from .folder import FolderRemote
+
+        path = urlsplit(url).path if scheme else url
+        if not path:
+            raise Tf2aifError("not the address of a shared cache", at=repr(url))
+        return FolderRemote(Path(path))
+    if scheme not in KINDS:
+        raise Tf2aifError(
+            f"no shared cache is of the kind '{scheme}'",
+            at=url,
+            hint=f"write {', '.join(f'{kind}://…' for kind in KINDS)}, or the path of a folder",
+        )
+    module, name = KINDS[scheme]
+    kind = getattr(importlib.import_module(f".{module}", __name__), name)
+    remote: Remote = kind(url, timeout_s)
+    return remote
+
+
+def uses(
+    configured: Iterable[RemoteUse], chosen: str = "", environ: Mapping[str, str] | None = None
+) -> tuple[RemoteUse, ...]:
+    """Which remotes a build uses: `chosen` or `$TF2AIF_REMOTE` alone, else those configured.
+
+    `TF2AIF_REMOTE_WRITE=yes` gives the right to write to them all: CI sets it.
+    """
+    env = os.environ if environ is None else environ
+    address = chosen or env.get(ADDRESS, "")
+    found = (RemoteUse(address),) if address else tuple(configured)
+    if env.get(WRITE, "").lower() in ("yes", "1", "on", "true"):
+        found = tuple(RemoteUse(one.url, write=True) for one in found)
+    return found
+
+
+def open_shared(
+    remotes: Iterable[RemoteUse], *, trusted: Iterable[str] = (), timeout_s: float = TIMEOUT_S
+) -> Shared | None:
+    """What a build has of its remotes; None where it has none. Its own key counts as trusted.
+
+    Raises Tf2aifError for a wrong address or key.
+    """
+    wanted = tuple(remotes)
+    if not wanted:
+        return None
+    from .keys import Trusted, find_signing_key
+    from .shared import Shared
+
+    key = find_signing_key()
+    return Shared(
+        [(open_remote(one.url, timeout_s), one.write) for one in wanted],
+        trusted=Trusted([*trusted, *([key.public] if key else [])]),
+        key=key,
+        timeout_s=timeout_s,
+    )
