@@ -1,4 +1,4 @@
-"""`docs/reference.md`: one table for each struct of recipes and targets, made from their schema."""
+"""`docs/reference.md`: one table for each struct of our YAML files, made from their schema."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from .references import PLANNED
 from .schema import KINDS, schema_of
 
 _HEAD = """\
-# Reference: every key of recipes and targets
+# Reference: every key of recipes, targets and settings
 
-Made by `python -m tf2aif.spec.schema` from `tf2aif/spec/recipe.py` and `tf2aif/spec/target.py`;
-do not edit. Paths in a recipe are relative to its own folder. The same as JSON Schema:
-`schemas/recipe.json`, `schemas/target.json`.
+Made by `python -m tf2aif.spec.schema` from `recipe.py`, `target.py` and `config.py` in
+`tf2aif/spec/`; do not edit. Paths in a recipe are relative to its own folder, those of Config, which
+is `tf2aif.yaml`, to the project's. The same as JSON Schema: `schemas/recipe.json`,
+`schemas/target.json`, `schemas/config.json`.
 """
 
 _TYPES = {

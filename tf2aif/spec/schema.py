@@ -1,4 +1,4 @@
-"""The JSON Schemas of recipes and targets, generated from the structs.
+"""The JSON Schemas of recipes, targets and a project's settings, generated from the structs.
 
 `python -m tf2aif.spec.schema` writes `schemas/*.json` and `docs/reference.md` in a checkout; a
 test compares them.
@@ -13,11 +13,16 @@ from typing import Any
 
 import msgspec
 
+from .config import Config
 from .recipe import Recipe
 from .target import Target
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-KINDS: dict[str, type[msgspec.Struct]] = {"recipe": Recipe, "target": Target}
+KINDS: dict[str, type[msgspec.Struct]] = {
+    "recipe": Recipe,
+    "target": Target,
+    "config": Config,
+}
 
 
 def schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
