@@ -32,9 +32,9 @@ class Cuda:
     Raises Tf2aifError where there is no driver, or no such device.
     """
 
-    def __init__(self, device: int = 0, library: str = LIBRARY) -> None:
+    def __init__(self, device: int = 0) -> None:
         try:
-            self._library = ctypes.CDLL(library)
+            self._library = ctypes.CDLL(LIBRARY)
         except OSError as error:
             raise Tf2aifError(
                 f"there is no NVIDIA driver here: {error}",

@@ -87,13 +87,17 @@ class TensorRT:
         self.inputs: tuple[TensorSpec, ...] = signature.inputs
         self.outputs: tuple[TensorSpec, ...] = signature.outputs
         self._cuda = cuda
-        self._keep = loaded  # the vendor's runtime must outlive its engine
+        self._keep: Loaded | None = loaded  # the vendor's runtime must outlive its engine
         self._engine = engine
         self._stream = Stream(cuda)
-        self._lanes = [
-            Lane(cuda, self._stream, engine, signature, profile, cuda_graph=cuda_graph)
-            for profile in range(engine.num_optimization_profiles)
-        ]
+        self._lanes: list[Lane] = []
+        try:
+            for profile in range(engine.num_optimization_profiles):
+                lane = Lane(cuda, self._stream, engine, signature, profile, cuda_graph=cuda_graph)
+                self._lanes.append(lane)
+        except Tf2aifError:
+            self._release()
+            raise
         self._batched = all(spec.shape[:1] == (None,) for spec in signature.inputs)
         self.facts = self._describe(here)
 
@@ -119,12 +123,15 @@ class TensorRT:
         if self._engine is None:
             return
         self._cuda.use()
+        self._release()
+        self._cuda.close()
+
+    def _release(self) -> None:
         for lane in self._lanes:
             lane.close()
         self._lanes.clear()
-        self._engine = None
+        self._engine = self._keep = None
         self._stream.close()
-        self._cuda.close()
 
     def _run_rows(self, arrays: dict[str, Array], rows: int) -> dict[str, Array]:
         import numpy as np

@@ -51,7 +51,11 @@ class Lane:
         self._graph: Graph | None = None
         fixed = all(low == high for low, _, high in self._ranges.values())
         self._wants_graph = cuda_graph and fixed
-        self._allocate(cuda)
+        try:
+            self._allocate(cuda)
+        except Tf2aifError:
+            self.close()
+            raise
 
     @property
     def size_bytes(self) -> int:
