@@ -48,16 +48,25 @@ class Registry:
         credentials: Credentials | None = None,
         plain_http: bool | None = None,
         sleep: Sleep = time.sleep,
+        tries: int = TRIES,
+        timeouts_s: tuple[float, float] = _TIMEOUT_S,
+        actions: str = "pull,push",
     ) -> None:
+        """`tries` of each request, with `sleep` between them; `timeouts_s` to connect and between
+        two bytes; `actions`: what a token is asked for.
+        """
         self.reference = reference
         self.credentials = credentials or find_credentials(reference.host)
         self._sleep = sleep
+        self._limit = tries
+        self._timeouts_s = timeouts_s
         host = "registry-1.docker.io" if reference.host == DOCKER_HUB else reference.host
         self._session = trusting_session(host)
         self._authorization = ""
-        plain = _speaks_plain(reference, host) if plain_http is None else plain_http
-        self._root = f"{'http' if plain else 'https'}://{host}/v2/"
-        self._scope = f"repository:{reference.repository}:pull,push"
+        if plain_http is None:
+            plain_http = _speaks_plain(reference, host, timeouts_s)
+        self._root = f"{'http' if plain_http else 'https'}://{host}/v2/"
+        self._scope = f"repository:{reference.repository}:{actions}"
 
     def close(self) -> None:
         """Close the connections."""
@@ -77,9 +86,16 @@ class Registry:
     def pull_manifest(self, target: str = "") -> tuple[Descriptor, bytes]:
         """A manifest or index by tag or digest, verified where it is asked for by digest."""
         target = target or self.reference.target
+        found = self.find_manifest(target)
+        if found is None:
+            raise Tf2aifError(f"the registry has no {target}", at=str(self.reference.at(target)))
+        return found
+
+    def find_manifest(self, target: str) -> tuple[Descriptor, bytes] | None:
+        """The same; None where there is none."""
         answer = self._ask("GET", self._url(f"manifests/{target}"), headers={"Accept": _ACCEPT})
         if answer.status_code == 404:
-            raise Tf2aifError(f"the registry has no {target}", at=str(self.reference.at(target)))
+            return None
         self._expect(answer, (200,), f"read {target}")
         media_type = answer.headers.get("Content-Type", "").partition(";")[0]
         descriptor = describe(answer.content, media_type)
@@ -101,6 +117,27 @@ class Registry:
         )
         self._expect(answer, (201,), f"store the manifest {target}")
 
+    def delete_manifest(self, digest: str) -> None:
+        """Remove a manifest and all its tags; one that is gone is no failure."""
+        answer = self._ask("DELETE", self._url(f"manifests/{digest}"))
+        if answer.status_code != 404:
+            self._expect(answer, (200, 202), f"delete {digest}")
+
+    def tags(self) -> Iterator[str]:
+        """Every tag of the repository."""
+        url = self._url("tags/list?n=1000")
+        while url:
+            answer = self._ask("GET", url)
+            if answer.status_code == 404:  # nothing was ever pushed
+                return
+            self._expect(answer, (200,), "list the tags")
+            try:
+                yield from map(str, answer.json().get("tags") or ())
+            except (ValueError, AttributeError) as error:
+                raise self._broken("list the tags", "it answered no JSON") from error
+            following = answer.links.get("next", {}).get("url")
+            url = urljoin(answer.url, following) if following else ""
+
     # Blobs.
 
     def has_blob(self, digest: str) -> bool:
@@ -119,13 +156,36 @@ class Registry:
                     self._receive(descriptor, file, start)
                 if file.tell() >= descriptor.size:
                     break
-                if attempt == TRIES:
+                if attempt == self._limit:
                     raise self._broken(f"read {descriptor.digest}", "the connection broke off")
         with dest.open("rb") as file:
             found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
         if found != descriptor.digest:
             dest.unlink()
             raise self._broken(f"read {descriptor.digest}", f"its bytes have the digest {found}")
+
+    @contextlib.contextmanager
+    def open_blob(self, digest: str, start: int = 0) -> Iterator[Iterator[bytes] | None]:
+        """The bytes of a blob from `start` on, as they come; None where there is no such blob.
+
+        Nothing is verified, and a connection that breaks off is an error.
+        """
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        answer = self._ask("GET", self._url(f"blobs/{digest}"), headers=headers, stream=True)
+        with answer:
+            if answer.status_code == 404:
+                yield None
+            elif answer.status_code == 416:  # there is nothing from there on
+                yield iter(())
+            else:
+                self._expect(answer, (206,) if start else (200,), f"read {digest}")
+                yield self._pieces(answer, digest)
+
+    def _pieces(self, answer: requests.Response, digest: str) -> Iterator[bytes]:
+        try:
+            yield from answer.iter_content(CHUNK)
+        except requests.RequestException as error:
+            raise self._broken(f"read {digest}", _cause(error)) from error
 
     def mount_blob(self, digest: str, source: str) -> bool:
         """Take a blob from another repository of the same registry; False where it would not."""
@@ -170,7 +230,7 @@ class Registry:
                 sent, location = sent + length, self._location(answer)
                 continue
             failures += 1
-            if failures == TRIES or (answer is not None and not _passes(answer, 404, 416)):
+            if failures == self._limit or (answer is not None and not _passes(answer, 404, 416)):
                 self._expect_sent(answer, digest)
             self._sleep(_pause(failures, answer))
             sent, location = self._progress(location)
@@ -236,14 +296,14 @@ class Registry:
         return urljoin(answer.url, answer.headers.get("Location", ""))
 
     def _tries(self) -> Iterator[int]:
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(1, self._limit + 1):
             if attempt > 1:
                 self._sleep(_pause(attempt - 1, None))
             yield attempt
 
     def _ask(self, method: str, url: str, **fields: Any) -> requests.Response:
         """A request, signed in where the registry wants it, tried again where that may help."""
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(1, self._limit + 1):
             try:
                 answer = self._once(method, url, **fields)
                 if answer.status_code == 401:
@@ -251,11 +311,11 @@ class Registry:
                     answer = self._once(method, url, **fields)
             except (requests.ConnectionError, requests.Timeout) as error:
                 self._fail_if_distrusted(error)
-                if attempt == TRIES:
+                if attempt == self._limit:
                     raise self._broken("reach the registry", _cause(error)) from error
                 self._sleep(_pause(attempt, None))
                 continue
-            if answer.status_code not in _PASSING or attempt == TRIES:
+            if answer.status_code not in _PASSING or attempt == self._limit:
                 return answer
             self._sleep(_pause(attempt, answer))
         raise AssertionError("the last attempt returns or raises")
@@ -270,7 +330,7 @@ class Registry:
             url,
             headers={**sent, **(headers or {})},
             auth=_no_netrc,
-            timeout=_TIMEOUT_S,
+            timeout=self._timeouts_s,
             **fields,
         )
 
@@ -299,11 +359,11 @@ class Registry:
         if who and who.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": who.identity_token}
             form |= {"service": service, "scope": self._scope, "client_id": "tf2aif"}
-            answer = self._session.post(realm, data=form, timeout=_TIMEOUT_S, auth=_no_netrc)
+            answer = self._session.post(realm, data=form, timeout=self._timeouts_s, auth=_no_netrc)
         else:
             query = [("service", service), *(("scope", one) for one in self._scope.split())]
             auth = (who.user, who.password) if who else _no_netrc
-            answer = self._session.get(realm, params=query, timeout=_TIMEOUT_S, auth=auth)
+            answer = self._session.get(realm, params=query, timeout=self._timeouts_s, auth=auth)
         self._expect(answer, (200,), "sign in")
         try:
             said = answer.json()
@@ -355,12 +415,12 @@ class _Part:
         return data
 
 
-def _speaks_plain(reference: Reference, host: str) -> bool:
+def _speaks_plain(reference: Reference, host: str, timeouts_s: tuple[float, float]) -> bool:
     """A registry on this machine may have no TLS: whether it answers HTTP."""
     if not reference.is_local:
         return False
     try:
-        answer = requests.get(f"http://{host}/v2/", timeout=_TIMEOUT_S, allow_redirects=False)
+        answer = requests.get(f"http://{host}/v2/", timeout=timeouts_s, allow_redirects=False)
     except requests.RequestException:
         return True  # nothing is there: the next request says so
     return answer.status_code in (200, 401, 404)

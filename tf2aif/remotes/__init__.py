@@ -85,6 +85,24 @@ def uses(
     return found
 
 
+def open_for(project: Path, chosen: str = "") -> Shared | None:
+    """The shared caches of a project, as its `tf2aif.yaml` and the environment say.
+
+    `chosen` is the address of the one to use instead. Folders are relative to the project. Raises
+    FilesError for a wrong configuration, Tf2aifError for a wrong address or key.
+    """
+    from ..spec.config import load_config
+
+    cache = load_config(project).cache
+    found = uses((RemoteUse(one.url, one.write) for one in cache.remotes), chosen)
+    placed = [RemoteUse(_placed(one.url, project), one.write) for one in found]
+    return open_shared(placed, trusted=cache.trusted, timeout_s=cache.timeout_s)
+
+
+def _placed(url: str, project: Path) -> str:
+    return url if urlsplit(url).scheme else str(project / Path(url).expanduser())
+
+
 def open_shared(
     remotes: Iterable[RemoteUse], *, trusted: Iterable[str] = (), timeout_s: float = TIMEOUT_S
 ) -> Shared | None:
