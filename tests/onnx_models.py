@@ -144,3 +144,8 @@ def quantise(model: Path, out: Path, *, symmetric: bool = True) -> Path:
     )
     (out / "signature.json").write_bytes((model / "signature.json").read_bytes())
     return out
+
+
+def zeros(shape: tuple[Dim, ...], free: int) -> np.ndarray[Any, Any]:
+    """An array of that shape, where a free axis is `free` long."""
+    return np.zeros([free if length is None else length for length in shape], np.float32)

@@ -162,14 +162,17 @@ class Nvml:
         self._call("nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(value))
         return f"{value.value // 1000}.{value.value % 1000 // 10}"
 
-    def handles(self) -> list[ctypes.c_void_p]:
-        """A handle of each GPU, in PCI order."""
-        count = ctypes.c_uint()
-        self._call("nvmlDeviceGetCount_v2", ctypes.byref(count))
-        handles = [ctypes.c_void_p() for _ in range(count.value)]
-        for index, handle in enumerate(handles):
-            self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
-        return handles
+    def count(self) -> int:
+        """How many GPUs the driver has, also those that CUDA may not use here."""
+        value = ctypes.c_uint()
+        self._call("nvmlDeviceGetCount_v2", ctypes.byref(value))
+        return value.value
+
+    def handle(self, index: int) -> ctypes.c_void_p:
+        """The handle of a GPU by its number, in PCI order."""
+        handle = ctypes.c_void_p()
+        self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
+        return handle
 
     def gpu(self, handle: ctypes.c_void_p) -> Gpu:
         """What that GPU is. What an older driver cannot tell is 0 or empty."""
@@ -222,6 +225,7 @@ def _read_nvml(name: str) -> tuple[str, str, tuple[Gpu, ...]]:
     """Driver, CUDA and GPUs; all empty where NVML is not there or its driver does not answer."""
     try:
         nvml = Nvml(name)
-        return nvml.driver(), nvml.cuda(), tuple(nvml.gpu(each) for each in nvml.handles())
+        gpus = tuple(nvml.gpu(nvml.handle(index)) for index in range(nvml.count()))
+        return nvml.driver(), nvml.cuda(), gpus
     except OSError:
         return "", "", ()

@@ -1,6 +1,6 @@
-"""Energy counters of this machine: RAPL for x86 packages, NVML for NVIDIA GPUs.
+"""Energy counters of this machine, and its GPUs' memory: RAPL for x86 packages, NVML for GPUs.
 
-Both count what the whole package or device uses, other processes included.
+They count what the whole package or device uses, other processes included.
 
 Source: Linux, Documentation/power/powercap/powercap.rst; NVML, nvmlDeviceGetTotalEnergyConsumption.
 """
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from math import isnan, nan
 from pathlib import Path
 from typing import Protocol
 
+from ..engines.nvidia import NVML, Nvml
+
 RAPL = Path("/sys/class/powercap")
-NVML = "libnvidia-ml.so.1"
 
 
 class Source(Protocol):
@@ -42,25 +45,19 @@ class Rapl:
         return used / 1e6
 
 
-class Nvml:
+class Gpu:
     """One GPU's own counter, in millijoules since its driver was loaded."""
 
-    def __init__(self, library: ctypes.CDLL, index: int) -> None:
-        self._library = library
-        self._device = ctypes.c_void_p()
-        _must(library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(self._device)))
+    def __init__(self, nvml: Nvml, index: int) -> None:
+        self._nvml = nvml
+        self._handle = nvml.handle(index)
         self.name = f"nvml:{index}"
-        self._last_mj = self._read_mj()
+        self._last_mj = nvml.energy_mj(self._handle)
 
     def joules(self) -> float:
-        now = self._read_mj()
+        now = self._nvml.energy_mj(self._handle)
         used, self._last_mj = now - self._last_mj, now
         return used / 1e3
-
-    def _read_mj(self) -> int:
-        value = ctypes.c_ulonglong()
-        _must(self._library.nvmlDeviceGetTotalEnergyConsumption(self._device, ctypes.byref(value)))
-        return value.value
 
 
 def find_sources(rapl: Path = RAPL, nvml: str = NVML) -> list[Source]:
@@ -77,28 +74,36 @@ def _find_rapl(root: Path) -> list[Source]:
     return found
 
 
-def _find_nvml(name: str) -> list[Source]:
+def find_gpu_memory(nvml: str = NVML) -> dict[str, Callable[[], float]]:
+    """For each GPU that tells it, a function that reads the bytes in use, by `nvml:NUMBER`."""
+    found: dict[str, Callable[[], float]] = {}
+    with suppress(OSError):
+        library = Nvml(nvml)
+        for index in range(library.count()):
+            read = partial(_memory_used, library, library.handle(index))
+            if not isnan(read()):
+                found[f"nvml:{index}"] = read
+    return found
+
+
+def _memory_used(nvml: Nvml, handle: ctypes.c_void_p) -> float:
+    """Bytes; NaN while the driver does not answer, which must not cost all other metrics."""
     try:
-        library = ctypes.CDLL(name)
-        _must(library.nvmlInit_v2())
-        count = ctypes.c_uint()
-        _must(library.nvmlDeviceGetCount_v2(ctypes.byref(count)))
-    except (OSError, AttributeError):
-        return []
+        return nvml.memory(handle)[1]
+    except OSError:
+        return nan
+
+
+def _find_nvml(name: str) -> list[Source]:
     found: list[Source] = []
-    for index in range(count.value):
-        _keep(found, partial(Nvml, library, index))
+    with suppress(OSError):
+        nvml = Nvml(name)
+        for index in range(nvml.count()):
+            _keep(found, partial(Gpu, nvml, index))
     return found
 
 
 def _keep(found: list[Source], make: Callable[[], Source]) -> None:
     """Add the source, unless it cannot be read: RAPL is root's on most machines."""
-    try:
+    with suppress(OSError, ValueError):
         found.append(make())
-    except (OSError, ValueError):
-        return
-
-
-def _must(status: int) -> None:
-    if status != 0:
-        raise OSError(status, "NVML refused")

@@ -6,7 +6,7 @@ Each server has a registry of its own: nothing is global, several servers can li
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import (
@@ -19,6 +19,8 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from .energy import find_gpu_memory
 
 SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -61,6 +63,7 @@ class Metrics:
         self.warmup_s = self._gauge("model_warmup_seconds", "How long the runs before ready took")
         self.ready = self._gauge("ready", "1 while the server takes requests")
         self._energy: Counter | None = None
+        self._watch_gpu_memory(find_gpu_memory())
 
     def count(self, door: str, outcome: str) -> None:
         """One more request at that door ("infer", "predict") ended so ("ok", a failure's kind)."""
@@ -95,6 +98,15 @@ class Metrics:
 
     def _seconds(self, name: str, what: str) -> Histogram:
         return Histogram(f"tf2aif_{name}_seconds", what, registry=self.registry, buckets=SECONDS)
+
+    def _watch_gpu_memory(self, gpus: Mapping[str, Callable[[], float]]) -> None:
+        """Read the memory of each GPU whenever metrics are asked for; nothing without a GPU."""
+        if gpus:
+            what = "Memory of the GPU in use, by all processes"
+            name = "tf2aif_gpu_memory_used_bytes"
+            gauge = Gauge(name, what, ["source"], registry=self.registry)
+            for source, read in gpus.items():
+                gauge.labels(source).set_function(read)
 
     def _gauge(self, name: str, what: str) -> Gauge:
         return Gauge(f"tf2aif_{name}", what, registry=self.registry)
