@@ -1,0 +1,1 @@
+"""Scripts that run in a vendor's own Python, alone: they import nothing of this package."""
