@@ -196,7 +196,7 @@ class Build:
 
     def blocked(self, variant: Variant) -> bool:
         """Whether the variant waits for a toolchain that is not on this machine."""
-        return any(name in self.missing for name in self.graph.needs(variant.steps))
+        return any(name in self.missing for name in self.graph.needs(variant.needed_steps))
 
     def records(self) -> dict[str, VariantRecord | None]:
         """The record of each variant as it stands."""
@@ -242,8 +242,7 @@ class Build:
 
 def _missing(graph: Graph, workspace: Workspace) -> dict[str, Missing]:
     """The steps that cannot run here and were not brought here, with what they lack."""
-    tools = {step.toolchain for step in graph.steps.values()}
-    if not any(isinstance(identity(tool), Missing) for tool in tools):
+    if not any(workspace.lacks(step) for step in graph.steps.values()):
         return {}
     verdicts = survey(graph, workspace)
     return {name: v.missing for name, v in verdicts.items() if v.missing is not None}

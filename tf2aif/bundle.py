@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class PackedStep(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, str] = {}  # name of an input -> digest: artifacts that were packed
     made: dict[str, str] = {}  # name of an input -> id of an earlier step of the bundle
     timeout_s: float | None = None
+    optional: bool = False  # the variant is whole without it
 
     @property
     def folder(self) -> str:
@@ -113,11 +114,11 @@ def run(folder: Path, out: Path) -> Results:
     """
     manifest: Manifest = read(folder / MANIFEST, Manifest)
     requests = [_request(folder, step) for step in manifest.steps]
-    _look(folder, manifest, requests)
+    todo = list(_look(folder, manifest, requests))
     done: list[StepResult] = []
     with Workers() as workers:
-        for number, (step, request) in enumerate(zip(manifest.steps, requests, strict=True), 1):
-            print(f"[{number}/{len(requests)}] {step.id}", file=sys.stderr, flush=True)
+        for number, (step, request) in enumerate(todo, 1):
+            print(f"[{number}/{len(todo)}] {step.id}", file=sys.stderr, flush=True)
             done.append(_run_step(step, request, out, workers))
     results = Results(schema=SCHEMA, variant=manifest.variant, steps=tuple(done))
     (out / RESULTS).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
@@ -136,15 +137,21 @@ def _request(folder: Path, step: PackedStep) -> Request:
     )
 
 
-def _look(folder: Path, manifest: Manifest, requests: Sequence[Request]) -> None:
-    """Everything is there and as it was packed, before minutes are spent."""
+def _look(
+    folder: Path, manifest: Manifest, requests: Sequence[Request]
+) -> Iterator[tuple[PackedStep, Request]]:
+    """The steps that can run: all is there and as it was packed, before minutes are spent."""
     for step, request in zip(manifest.steps, requests, strict=True):
         tool = identity(request.toolchain)
         if isinstance(tool, Missing):
+            if step.optional:
+                print(f"{step.id} is left out: {tool.what} is not here", file=sys.stderr)
+                continue
             raise Tf2aifError(f"{step.id} needs {tool.what}, which is not here", hint=tool.hint)
         if _digests(step, request) != {**step.files, **step.inputs}:
             hint = "copy the whole folder again"
             raise Tf2aifError(f"the inputs of {step.id} are damaged", at=str(folder), hint=hint)
+        yield step, request
 
 
 def _digests(step: PackedStep, request: Request) -> dict[str, str]:

@@ -22,7 +22,6 @@ from .graph import Step
 from .observed import current_value
 from .records import ActionRecord
 from .store import CorruptBlob
-from .toolchains import Missing, identity
 from .worker import Request
 from .workers import Workers
 from .workspace import Workspace
@@ -79,7 +78,7 @@ def _restore(step: Step, record: ActionRecord, workspace: Workspace) -> None:
 
 
 def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
-    if isinstance(tool := identity(step.toolchain), Missing):
+    if tool := workspace.lacks(step):
         raise ToolchainMissing(f"{step.id} needs {tool.what}, which is not here", hint=tool.hint)
     facts = declared(step, workspace)  # hashed before the step reads them
     log = workspace.log(step)
@@ -138,6 +137,7 @@ def request_for(step: Step, workspace: Workspace, out: Path) -> Request:
         environment=step.environment,
         seed=step.seed,
         threads=step.threads,
+        place=workspace.places.place(step.toolchain),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from .devices import device_facts
 from .digest import digest_tree, list_tree
 from .facts import Facts, Value, explain, key, step_facts
 from .graph import Graph, Step
@@ -22,7 +23,7 @@ from .machine import machine_facts
 from .observed import current_value
 from .records import artifact_digest
 from .store import ActionRecord
-from .toolchains import Missing, environment_facts, identity
+from .toolchains import Missing, environment_facts
 from .workspace import Workspace
 
 ELSEWHERE = "elsewhere"  # the toolchain of a step that can only be run on another machine
@@ -65,15 +66,15 @@ def _look(step: Step, workspace: Workspace, before: Mapping[str, Verdict]) -> Ve
             )
     known = {name: before[name].artifact for name in step.inputs.values()}
     waits = tuple(name for name, digest in known.items() if digest is None)
-    tool = identity(step.toolchain)
-    if waits and not isinstance(tool, Missing):
+    lacking = workspace.lacks(step)
+    if waits and lacking is None:
         return Verdict(state="waiting", reasons=tuple(f"{name} must run first" for name in waits))
     if not waits:
         verdict = assess(step, workspace, {name: digest or "" for name, digest in known.items()})
-        if not isinstance(tool, Missing) or verdict.state not in TO_RUN:
+        if lacking is None or verdict.state not in TO_RUN:
             return verdict
-    assert isinstance(tool, Missing)  # noqa: S101
-    return Verdict(state="missing", reasons=(f"{tool.what} is not installed",), missing=tool)
+    what = lacking.what if lacking else "a toolchain"
+    return Verdict(state="missing", reasons=(f"{what} is not here",), missing=lacking)
 
 
 def assess(step: Step, workspace: Workspace, artifacts: Mapping[str, str] | None = None) -> Verdict:
@@ -118,7 +119,7 @@ def declared(step: Step, workspace: Workspace, artifacts: Mapping[str, str] | No
     facts = step_facts(
         step.kind, step.version, step.options, files=files, inputs=inputs, seed=step.seed
     )
-    return facts | place_facts(step)
+    return facts | place_facts(step, workspace)
 
 
 def here(step: str, workspace: Workspace) -> str:
@@ -126,18 +127,20 @@ def here(step: str, workspace: Workspace) -> str:
     return artifact_digest(list_tree(workspace.artifact(step), workspace.stats))
 
 
-def place_facts(step: Step) -> Facts:
+def place_facts(step: Step, workspace: Workspace) -> Facts:
     """Where the step runs: its toolchain, variables that can change results, machine and device.
 
     Of a step whose toolchain is not here nothing is known but that it runs elsewhere: what was
     made there and brought here by `tf2aif import-bundle` stands under these facts.
     """
-    tool = identity(step.toolchain)
+    tool = workspace.places.identity(step.toolchain)
     if isinstance(tool, Missing):
         return {"toolchain.kind": ELSEWHERE}
     facts: Facts = {f"toolchain.{name}": version for name, version in tool.facts().items()}
     for name, value in environment_facts(step.environment).items():
         facts[f"environment.{name}"] = value
+    if step.device and workspace.places.place(step.toolchain) is None:
+        facts |= {f"device.{name}": value for name, value in device_facts(step.device).items()}
     return facts | (machine_facts() if step.machine else {})
 
 

@@ -43,6 +43,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     alone: bool = False  # it measures time: nothing else runs meanwhile
     machine: bool = False  # what it makes holds for this machine only
+    engines: tuple[str, ...] = ()  # toolchains that it needs besides; their versions are observed
     device: str | None = None  # the kind of device whose facts go into its key
 
 
@@ -100,6 +101,11 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     def device_steps(self) -> tuple[str, ...]:
         """The artifact for the device, and what is measured of it."""
         return tuple(s for s in (self.artifact, self.check, self.latency) if s)
+
+    @property
+    def needed_steps(self) -> tuple[str, ...]:
+        """Without these it is a bundle. How fast it is may stay unknown."""
+        return tuple(name for name in self.steps if name != self.latency)
 
     @property
     def emulated_steps(self) -> tuple[str, ...]:
@@ -458,19 +464,22 @@ class _Planner:
         wanted = module.inputs(use.options) if hasattr(module, "inputs") else module.INPUTS
         if "calibration" in wanted and calibration is None:
             raise _no_calibration(self.loaded, target, precision)
-        before = getattr(module, "BEFORE", {})
-        inputs = {name: available[name]() for name in wanted if name not in before}
-        for name, step in before.items():
-            earlier = StepUse(step=step, options=use.options)
-            inputs[name] = self._convert(
-                target, precision, earlier, model, calibration, limits, emulation
-            )
-        if emulation:
+        earlier = getattr(module, "FROM", {})  # inputs that steps of their own make
+        inputs = {name: available[name]() for name in wanted if name not in earlier}
+        for name in wanted:
+            if name in earlier:
+                known = _fields(step_module(earlier[name]))
+                chosen = {k: v for k, v in use.options.items() if k in known}
+                step = StepUse(step=earlier[name], options=chosen)
+                inputs[name] = self._convert(
+                    target, precision, step, model, calibration, limits, emulation
+                )
+        if emulation and _compiles(use.step):
             inputs["gate"] = emulation.gate
         fields = self._scoring() if getattr(module, "SCORES", False) else {}
         files: dict[str, str] = fields.pop("files", {})
         return self._add(
-            f"{use.step}-{precision}" if "precision" in _fields(module) or before else use.step,
+            f"{use.step}-{precision}" if emulation or "precision" in _fields(module) else use.step,
             use.step,
             also=f"{use.step}-{target}-{precision}",
             options=msgspec.to_builtins(msgspec.convert(options, module.Options)),
@@ -556,6 +565,7 @@ class _Planner:
             inputs={"artifact": artifact, "model": model, "samples": self._evaluation()},
             limits=target.limits,
             threads=engine_options.get("threads"),
+            engines=(target.engine.name,),
             alone=True,
             machine=True,
         )
@@ -576,7 +586,8 @@ def _split(
 
 
 def _compiles(step: str) -> bool:
-    return hasattr(step_module(step), "DEVICE")
+    """Whether it is a device's own compiler: it may take hours, or not be here."""
+    return bool(getattr(step_module(step), "COMPILES", False))
 
 
 def _is_emulation(target: Target) -> bool:

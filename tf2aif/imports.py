@@ -17,7 +17,6 @@ from .facts import explain, key
 from .freshness import TO_RUN, assess, declared
 from .graph import Step
 from .records import artifact_digest
-from .toolchains import Missing, identity
 
 _OF_PLACE = ("toolchain.", "environment.", "machine.", "device.")
 _AGAIN = "build again, and run the bundle's run.sh of now"
@@ -38,7 +37,7 @@ def take_bundle(folder: Path, build: Build) -> str:
     _prepare(results, build)
     for result in results.steps:
         step = _step(result, build)
-        if isinstance(identity(step.toolchain), Missing):
+        if build.workspace.lacks(step):
             _take(step, result, folder / result.id.partition("/")[2], build)
         else:  # the next build runs it here
             break

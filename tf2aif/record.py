@@ -56,6 +56,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     labels: bool  # False: the source model's own answers were the truth
     measured_on: str  # the machine's architecture
+    engine: str = ""  # which one ran the variant
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,9 +148,8 @@ def write_variant(
     variant: Variant, graph: Graph, workspace: Workspace, missing: MissingSteps
 ) -> VariantRecord:
     """Make the variant's folder from its steps. Raises GateFailed where it lost too much."""
-    made = {name: workspace.made(name) for name in graph.needs(variant.steps)}
-    records = {name: m for name, m in made.items() if m is not None}
-    record = _record(variant, records)
+    there = [name for name in graph.needs(variant.steps) if name not in missing]
+    record = _record(variant, {name: made for name in there if (made := workspace.made(name))})
     if record.state == "failed":
         write_failure(variant, workspace, record.reason, record)
         raise GateFailed(
@@ -204,7 +204,7 @@ def write_bundle(
     tool = missing[steps[0]]
     record = _bare(variant, "bundled", f"{tool.what} is not here: {tool.hint}")
     if variant.emulation and not set(graph.needs(variant.emulated_steps)) & set(missing):
-        record = _emulated(variant, variant.emulation, graph, workspace, record)
+        record = _unchecked(variant, variant.emulation, graph, workspace, missing, record)
     with fresh_folder(workspace.variant(variant.id)) as out:
         if record.artifact:
             _fill(variant, graph, workspace, record, out)
@@ -214,22 +214,33 @@ def write_bundle(
     return record
 
 
-def _emulated(
-    variant: Variant, how: Emulated, graph: Graph, workspace: Workspace, record: VariantRecord
+def _unchecked(
+    variant: Variant,
+    how: Emulated,
+    graph: Graph,
+    workspace: Workspace,
+    missing: MissingSteps,
+    record: VariantRecord,
 ) -> VariantRecord:
-    """The record of what could be made and measured without the device's compiler."""
-    made = {n: m for n in graph.needs(variant.emulated_steps) if (m := workspace.made(n))}
-    artifact, check = made[how.artifact], made[how.check].result
-    state: State = "emulated" if how.exact else "bundled"
+    """The record of what could be made and measured without the device.
+
+    Where the device's compiler was here, its artifact ships; else what the emulation ran stands in.
+    """
+    there = [name for name in graph.needs(variant.steps) if name not in missing]
+    made = {name: one for name in there if (one := workspace.made(name))}
+    compiled = variant.artifact in made
+    artifact, check = made[variant.artifact if compiled else how.artifact], made[how.check].result
+    state: State = "built" if compiled else "emulated" if how.exact else "bundled"
+    if not compiled:
+        engine = {"name": how.engine, "options": how.engine_options}
+        record = msgspec.structs.replace(record, engine=engine, emulates=variant.engine)
     return msgspec.structs.replace(
         record,
         state=state,
-        engine={"name": how.engine, "options": how.engine_options},
-        emulates=variant.engine,
         artifact=artifact_digest(artifact.outputs),
         size_bytes=sum(o.size for o in artifact.outputs),
         files=artifact.outputs,
-        accuracy=_accuracy(variant, check),
+        accuracy=_accuracy(variant, check, how.engine),
         outputs=check["outputs"],
         steps={name: _step_record(m) for name, m in made.items()},
     )
@@ -238,7 +249,7 @@ def _emulated(
 def _record(variant: Variant, made: dict[str, ActionRecord]) -> VariantRecord:
     artifact = made[variant.artifact]
     check = made[variant.check].result
-    accuracy = _accuracy(variant, check)
+    accuracy = _accuracy(variant, check, variant.engine)
     lost = scored(msgspec.convert(check, CheckResult)).lost(variant.allowed_drop)
     return msgspec.structs.replace(
         _bare(variant, "failed" if lost else _state(variant, made[variant.check]), lost),
@@ -247,12 +258,12 @@ def _record(variant: Variant, made: dict[str, ActionRecord]) -> VariantRecord:
         files=artifact.outputs,
         accuracy=accuracy,
         outputs=check["outputs"],
-        latency=made[variant.latency].result if variant.latency else None,
+        latency=made[variant.latency].result if variant.latency in made else None,
         steps={name: _step_record(m) for name, m in made.items()},
     )
 
 
-def _accuracy(variant: Variant, check: Mapping[str, Any]) -> Accuracy:
+def _accuracy(variant: Variant, check: Mapping[str, Any], engine: str) -> Accuracy:
     result = msgspec.convert(check, CheckResult)
     score = scored(result)
     return Accuracy(
@@ -264,6 +275,7 @@ def _accuracy(variant: Variant, check: Mapping[str, Any]) -> Accuracy:
         samples=result.samples,
         labels=result.labels,
         measured_on=host.machine(),
+        engine=engine,
     )
 
 
@@ -389,15 +401,19 @@ def _pack(out: Path, variant: str, graph: Graph, workspace: Workspace, missing: 
     """The requests of the steps that are missing, with copies of all that they read."""
     out.mkdir()
     packed = []
+    places: dict[str, str] = {}  # several steps may read the same
     for number, name in enumerate(missing):
         step = graph.steps[name]
-        request = request_for(step, workspace, out)
+        request = msgspec.structs.replace(request_for(step, workspace, out), place=None)
         made = {k: other for k, other in step.inputs.items() if other in missing}
         inputs = {}
         for key_, path in request.inputs.items():
             if key_ not in made:
-                inputs[key_] = f"inputs/{number:02d}-{key_}/{Path(path).name}"
-                copy(Path(path), out / inputs[key_])
+                inputs[key_] = places.setdefault(
+                    path, f"inputs/{number:02d}-{key_}/{Path(path).name}"
+                )
+                if not (out / inputs[key_]).exists():
+                    copy(Path(path), out / inputs[key_])
             if path == step.code:  # and what it may import from beside it
                 for helper in Path(path).parent.glob("*.py"):
                     copy(helper, (out / inputs[key_]).with_name(helper.name))
@@ -411,6 +427,7 @@ def _pack(out: Path, variant: str, graph: Graph, workspace: Workspace, missing: 
                 inputs={n: here(o, workspace) for n, o in step.inputs.items() if n not in made},
                 made=made,
                 timeout_s=step.limits.timeout_s,
+                optional=step.kind == "latency",
             )
         )
     manifest = Manifest(schema=BUNDLE_SCHEMA, variant=variant, steps=tuple(packed))

@@ -23,7 +23,10 @@ from .digest import StatCache
 from .graph import Step
 from .locks import locked
 from .records import ActionRecord, decode, encode
+from .spec.config import Config, load_config
 from .store import Store
+from .toolchains import Missing
+from .toolchains.places import Places
 
 if TYPE_CHECKING:
     from .remotes.shared import Shared
@@ -43,6 +46,21 @@ class Workspace:
     def stats(self) -> StatCache:
         """The digests of files that have not changed since they were hashed."""
         return StatCache.load(self.private / "stats.msgpack")
+
+    @cached_property
+    def config(self) -> Config:
+        """The project's own settings. Raises FilesError where they are wrong."""
+        return load_config(self.project)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where toolchains run, and what they are there."""
+        return Places(self.config.toolchains)
+
+    def lacks(self, step: Step) -> Missing | None:
+        """The toolchain that the step cannot do without and that is nowhere to be had, if any."""
+        tools = (self.places.identity(name) for name in (step.toolchain, *step.engines))
+        return next((tool for tool in tools if isinstance(tool, Missing)), None)
 
     @cached_property
     def store(self) -> Store:

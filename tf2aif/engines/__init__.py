@@ -73,6 +73,10 @@ ENGINES: dict[str, str] = {
     "tensorflow": "tf2aif.engines.tensorflow",
     "openvino": "tf2aif.engines.openvino",
     "onnxruntime": "tf2aif.engines.onnxruntime",
+    "onnxruntime-gpu": "tf2aif.engines.onnxruntime_gpu",
+    "tensorrt": "tf2aif.engines.tensorrt",
+    "tensorrt-rtx": "tf2aif.engines.tensorrt_rtx",
+    "pof2": "tf2aif.engines.pof2",
 }
 
 

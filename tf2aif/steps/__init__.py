@@ -45,6 +45,11 @@ class StepModule(Protocol):
     Options: type[msgspec.Struct]
     """Its options: a frozen struct that refuses unknown keys."""
 
+    # A module may say more: `inputs(options)`, which artifacts it reads with these options;
+    # `FROM`, input -> the step that makes it; `SCORES = True`, it gets all that `check` gets, and
+    # the gate; `COMPILES = True`, it is a device's compiler and waits for the gate; `DEVICE`, the
+    # device of `tf2aif.devices` whose facts go into its key.
+
     def run(self, job: Job) -> Mapping[str, Any]:
         """Do the work; what is returned (JSON) is kept in the record of the step."""
 
@@ -58,6 +63,14 @@ STEPS: dict[str, str] = {
     "tflite": "tf2aif.steps.tflite",
     "openvino": "tf2aif.steps.openvino",
     "native": "tf2aif.steps.native",
+    "onnx": "tf2aif.steps.onnx_export",
+    "onnx-structure": "tf2aif.steps.onnx_structure",
+    "tensorrt": "tf2aif.steps.tensorrt",
+    "tensorrt-timing": "tf2aif.steps.tensorrt_timing",
+    "tensorrt-rtx": "tf2aif.steps.tensorrt_rtx",
+    "layers": "tf2aif.steps.layers",
+    "dpu-check": "tf2aif.steps.dpu_check",
+    "pof2": "tf2aif.steps.pof2",
     "check": "tf2aif.steps.check",
     "gate": "tf2aif.steps.gate",
     "latency": "tf2aif.steps.latency",

@@ -29,6 +29,7 @@ VERSION = 1
 TOOLCHAIN = "tensorrt"
 DEVICE = "nvidia"
 INPUTS = ("model", "timing")
+COMPILES = True
 FROM = {"timing": "tensorrt-timing"}
 
 _OLDEST = 10  # strongly typed networks with all that is used here

@@ -19,7 +19,8 @@ from . import Job
 from .trt_build import Build, BuildOptions, library_of, profiles_of
 
 VERSION = 1
-TOOLCHAIN = "tensorrt-rtx"
+TOOLCHAIN = "tensorrt-rtx-builder"  # which needs no GPU
+COMPILES = True
 INPUTS = ("model",)
 
 _NO_GPU = {"CURRENT", "NONE"}  # of the vendor's list

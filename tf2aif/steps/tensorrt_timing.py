@@ -24,6 +24,7 @@ VERSION = 1
 TOOLCHAIN = "tensorrt"
 DEVICE = "nvidia"
 INPUTS = ("structure",)
+COMPILES = True
 FROM = {"structure": "onnx-structure"}
 
 
