@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 VERSION = 1
 TOOLCHAIN = "vitis"
 INPUTS = ("model", "calibration")
+COMPILES = True
 
 XMODEL = "model.xmodel"
 META = "meta.json"
@@ -51,7 +52,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     fingerprint: Annotated[str, Meta(pattern=r"^0x[0-9a-f]{1,16}$")]
     vitis_ai: tuple[str, ...]
     arch: str = ""
-    batch: Annotated[int, Meta(ge=1)] = 20
+    calibration_batch: Annotated[int, Meta(ge=1)] = 20
     quantizer: dict[str, Any] = {}
 
 
@@ -171,7 +172,7 @@ def _quantise(
         "model": str(job.inputs["model"] / FILE),
         "calibration": str(work / "calibration.npz"),
         "inputs": [f"x{i}" for i in range(len(net.inputs))],
-        "batch": options.batch,
+        "batch": options.calibration_batch,
         "options": options.quantizer,
         "quantised": str(work / "quantized.h5"),
         "answers": ANSWERS,

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from . import Identity, Missing, Toolchain
+from . import Identity, Missing, Toolchain, environment
 from .installed import normalize
+
+# Our own worker runs in this Python: it starts the vendor's, which is too old for us.
+prepare = environment.prepare
+command = environment.command
+search_path = environment.search_path
 
 COMPILER = "vai_c_tensorflow2"
 QUANTISER = "tensorflow_model_optimization/quantization/keras"
@@ -63,23 +67,10 @@ def identity(toolchain: Toolchain) -> Identity | Missing:
     found = find()
     if isinstance(found, Missing):
         return found
-    system = os.uname()
+    versions = found.versions or {COMPILER: _digest(found.compiler)}
     return Identity(
-        kind=toolchain.kind,
-        python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        platform=f"{system.sysname.lower()}-{system.machine}",
-        versions=found.versions or {COMPILER: _digest(found.compiler)},
+        toolchain.kind, environment.this_python(), environment.this_platform(), versions
     )
-
-
-def command(toolchain: Toolchain) -> list[str]:  # noqa: ARG001
-    """Our own worker, in this Python: it starts the vendor's, which is too old for us."""
-    return [sys.executable, "-P", "-m", "tf2aif.worker"]
-
-
-def warm_modules(toolchain: Toolchain) -> tuple[str, ...]:  # noqa: ARG001
-    """Only what its step reads samples with."""
-    return ("numpy",)
 
 
 def _pythons(compiler: Path) -> list[Path]:
