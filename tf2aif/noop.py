@@ -15,13 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .devices import DEVICES, device_facts
 from .snapshot import snapshot, unchanged
+from .toolchains import TOOLCHAINS, Missing, identity
 from .toolchains.installed import environment_facts, installed
 
 if TYPE_CHECKING:
     from .build import Build
 
 _OTHERS = ("TF2AIF_CACHE", "XDG_CACHE_HOME", "HOME", "SOURCE_DATE_EPOCH")
+_IN_WORLD = ("environment", "venv")  # kinds of toolchains that consist of distributions
 SETTLE_S = 0.2  # how long a build may wait for its last files' time stamps to come of age
 
 
@@ -38,6 +41,7 @@ def nothing_to_do(private: str, words: Sequence[str]) -> dict[str, Any] | None:
         with open(stamp_path(private, words), encoding="utf-8") as file:
             stamp = json.load(file)
         same = stamp["world"] == _world(words, stamp["variables"]) and unchanged(stamp["files"])
+        same = same and stamp["tools"] == _tools(stamp["tools"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return stamp["report"] if same else None
@@ -46,9 +50,11 @@ def nothing_to_do(private: str, words: Sequence[str]) -> dict[str, Any] | None:
 def watched(build: Build, recipes: Iterable[str]) -> list[str]:
     """Every path whose change could make the build stale."""
     space = build.workspace
+    from .spec.config import config_files
+
     package = os.path.dirname(__file__)
     paths = [*recipes, str(space.project / "targets"), str(space.project / "recipes"), package]
-    paths.append(str(space.project / "locks"))
+    paths += [str(space.project / "locks"), *config_files(space.project, space.config)]
     for step in build.graph.steps.values():
         made = space.made(step.id)
         paths += [*step.files.values(), str(space.artifact(step))]
@@ -69,9 +75,18 @@ def watched(build: Build, recipes: Iterable[str]) -> list[str]:
 def write_stamp(
     build: Build, words: Sequence[str], recipes: Iterable[str], report: Mapping[str, Any]
 ) -> None:
-    """Write the stamp, if all is up to date when looked at after the snapshot was taken."""
+    """Write the stamp, if all is up to date when looked at after the snapshot was taken.
+
+    There is none where a toolchain is on another machine: no stat of ours tells of its versions.
+    """
     from .workspace import write_atomically
 
+    used = {name for step in build.graph.steps.values() for name in (step.toolchain, *step.engines)}
+    if any(build.workspace.places.asks(name) for name in used):
+        return
+    vendors = sorted(name for name in used if TOOLCHAINS[name].kind not in _IN_WORLD)
+    devices = sorted({step.device for step in build.graph.steps.values() if step.device})
+    tools = _tools([*vendors, *devices])
     files = snapshot(watched(build, recipes), settle_s=SETTLE_S)
     variables = sorted({name for step in build.graph.steps.values() for name in step.environment})
     if not _all_current(build):
@@ -79,6 +94,7 @@ def write_stamp(
     stamp = {
         "world": _world(words, variables),
         "variables": variables,
+        "tools": tools,
         "files": files,
         "report": report,
     }
@@ -91,6 +107,18 @@ def write_stamp(
 def _all_current(build: Build) -> bool:
     fresh = all(build.is_fresh(name) for name in build.runnable)
     return fresh and all(build.is_current(name) for name in build.graph.variants)
+
+
+def _tools(names: Iterable[str]) -> dict[str, Any]:
+    """What tools are that no installed distribution tells of: vendors' own, and their devices."""
+    return {name: _tool(name) for name in names}
+
+
+def _tool(name: str) -> Any:
+    if name in DEVICES:
+        return device_facts(name)
+    tool = identity(name)
+    return list(tool) if isinstance(tool, Missing) else tool.facts()
 
 
 def _world(words: Sequence[str], variables: Iterable[str]) -> list[Any]:
