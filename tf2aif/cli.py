@@ -19,6 +19,7 @@ from . import __version__
 from .cli_bundles import add_bundle_command
 from .cli_images import add_image_commands, add_image_flag
 from .cli_serving import PASSED_ON, add_serving_commands, pass_on
+from .cli_verify import add_verify_command
 from .errors import FilesError, Tf2aifError
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add_serving_commands(commands, _command, _print_json)
     add_image_commands(commands, _command, _print_json)
     add_bundle_command(commands, _command, _print_json)
+    add_verify_command(commands, _command, _print_json)
     return parser
 
 
