@@ -101,18 +101,19 @@ def quantize(values: Array, fixed: Fixed) -> Array:
     """
     import numpy as np
 
-    scaled = np.ldexp(np.asarray(values, np.float64), fixed.fraction)
-    # Adding a half is not exact next to 2**52: those values are whole already.
-    whole = np.abs(scaled) >= 2.0**51
-    shifted = np.where(whole, scaled, scaled + 0.5) if fixed.rounding == "RND" else scaled
-    stored = np.floor(shifted)
-    low, high = np.ldexp(fixed.low, fixed.fraction), np.ldexp(fixed.high, fixed.fraction)
+    # Powers of two: no product rounds.
+    scaled: Array = np.asarray(values, np.float64) * 2.0**fixed.fraction
+    if fixed.rounding == "RND":
+        # Adding a half is not exact next to 2**52; those values are whole already.
+        scaled += np.where(np.abs(scaled) < 2.0**51, 0.5, 0.0)
+    stored = np.floor(scaled, out=scaled)
+    low, high = fixed.low * 2.0**fixed.fraction, fixed.high * 2.0**fixed.fraction
     if fixed.overflow == "SAT":
-        stored = np.clip(stored, low, high)
+        np.clip(stored, low, high, out=stored)
     else:
         stored = np.mod(stored - low, 2.0**fixed.width) + low
-    back: Array = np.ldexp(stored, -fixed.fraction)
-    return back
+    stored *= 2.0**-fixed.fraction
+    return stored
 
 
 def nearest(values: Array, fixed: Fixed) -> Array:
@@ -132,18 +133,16 @@ def nearest(values: Array, fixed: Fixed) -> Array:
 def integer_bits(low: float, high: float, *, signed: bool = True) -> int:
     """The fewest integer bits with which a type reaches from `low` to `high`.
 
-    The sign's bit counts. `high` itself may be one step of the type too much: types saturate.
+    The sign's bit counts. May be negative: then all values are below one half.
 
     >>> integer_bits(-4.0, 3.9)
     3
     >>> integer_bits(0.0, 3.9, signed=False)
     2
     """
-    size = max(abs(low), abs(high), 2.0**-16)
-    bits = ceil(log2(size))
-    if high >= 2.0**bits or (not signed and -low > 0):
-        bits += 1
-    return bits + signed
+    size = max(abs(low), abs(high))
+    bits = ceil(log2(size)) if size else 0
+    return bits + (high >= 2.0**bits) + signed
 
 
 def product(left: Fixed, right: Fixed) -> Fixed:
