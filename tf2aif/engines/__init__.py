@@ -77,6 +77,8 @@ ENGINES: dict[str, str] = {
     "tensorrt": "tf2aif.engines.tensorrt",
     "tensorrt-rtx": "tf2aif.engines.tensorrt_rtx",
     "pof2": "tf2aif.engines.pof2",
+    "hls": "tf2aif.engines.hls",
+    "vart": "tf2aif.engines.vart",
 }
 
 

@@ -17,19 +17,23 @@ from .installed import installed as distributions_here
 from .variables import child_environment, environment_facts
 
 if TYPE_CHECKING:
+    from .connection import Connection
     from .places import Place  # imports msgspec
 
 __all__ = [
     "KINDS",
     "TOOLCHAINS",
+    "FarKind",
     "Identity",
     "Kind",
     "Making",
     "Missing",
+    "NearKind",
     "Root",
     "Toolchain",
     "child_environment",
     "command",
+    "connection",
     "environment_facts",
     "find",
     "identity",
@@ -66,6 +70,8 @@ class Toolchain(NamedTuple):
     """Kind `venv`: this environment's packages come behind those of the lock."""
     place: Place | None = None
     """Where the project wants it to run, if not as the table says."""
+    name: str = ""
+    """Its own in the table; `find` sets it."""
 
 
 class Identity(NamedTuple):
@@ -113,6 +119,10 @@ class Kind(Protocol):
     def identity(self, toolchain: Toolchain) -> Identity | Missing:
         """What it is on this machine, or what is lacking."""
 
+
+class NearKind(Kind, Protocol):
+    """One whose steps run in warm workers on this machine."""
+
     def prepare(self, toolchain: Toolchain, making: Making) -> None:
         """Make what its worker needs, where it is not there yet. Raises StepFailed."""
 
@@ -123,16 +133,33 @@ class Kind(Protocol):
         """Folders that its worker needs on `PYTHONPATH` to find tf2aif itself."""
 
 
+class FarKind(Kind, Protocol):
+    """One whose steps run somewhere else: see `tf2aif.offload`."""
+
+    def connection(self, toolchain: Toolchain) -> Connection:
+        """The way there."""
+
+
 _NUMPY = Root(("numpy",), ("numpy",))
 _TENSORFLOW = Root(("tensorflow", "tensorflow-cpu", "tensorflow-intel"), ("tensorflow",))
 _LITERT = Root(("ai-edge-litert",), ("ai_edge_litert.interpreter",))
 _IMAGE = (Root(("isal",), ("isal",)), Root(("uv",)))
+_ONNX = Root(("onnx",), ("onnx",))
+_ONNXRUNTIME = Root(("onnxruntime", "onnxruntime-gpu"), ("onnxruntime",))
+_TENSORRT = Root(("tensorrt", "tensorrt-cu12", "tensorrt-cu13"))
+_RTX = Root(("tensorrt-rtx", "tensorrt-rtx-cu13-bindings"))
 _OPENVINO = Root(("openvino",), ("openvino",))
 
 KINDS: dict[str, str] = {
     "environment": "tf2aif.toolchains.environment",
     "venv": "tf2aif.toolchains.venv",
+    "nvidia": "tf2aif.toolchains.nvidia",
+    "vart": "tf2aif.toolchains.vart",
+    "vitis": "tf2aif.toolchains.vitis",
+    "docker": "tf2aif.toolchains.docker",
+    "ssh": "tf2aif.toolchains.ssh",
 }
+FAR = frozenset({"docker", "ssh"})
 
 TOOLCHAINS: dict[str, Toolchain] = {
     "image": Toolchain("environment", _IMAGE, "images"),
@@ -149,9 +176,18 @@ TOOLCHAINS: dict[str, Toolchain] = {
         "openvino",
         probes=("onnx", "torch"),  # NNCF asks each framework whether a model is its own
     ),
-    "onnxruntime": Toolchain(
-        "environment", (Root(("onnxruntime",), ("onnxruntime",)),), "onnxruntime"
+    "onnxruntime": Toolchain("environment", (_ONNXRUNTIME,), "onnxruntime"),
+    "onnx": Toolchain("environment", (_ONNX, _ONNXRUNTIME), "onnx"),
+    "tf2onnx": Toolchain(
+        "environment", (_TENSORFLOW, Root(("tf2onnx",), ("tf2onnx",)), _ONNX, _ONNXRUNTIME), "onnx"
     ),
+    "pof2": Toolchain("environment", (_NUMPY,)),
+    "vitis": Toolchain("vitis", ()),
+    "vart": Toolchain("vart", ()),
+    "tensorrt": Toolchain("nvidia", (_TENSORRT, _NUMPY), "tensorrt"),
+    "tensorrt-rtx-builder": Toolchain("environment", (_RTX, _NUMPY), "rtx"),
+    "tensorrt-rtx": Toolchain("nvidia", (_RTX, _NUMPY), "rtx"),
+    "onnxruntime-gpu": Toolchain("nvidia", (Root(("onnxruntime-gpu",)), _NUMPY), "gpu"),
     "hls4ml": Toolchain(
         "venv",
         (Root(("hls4ml",), ("hls4ml",)), _TENSORFLOW, Root(("keras",), ("keras",))),
@@ -171,7 +207,7 @@ def find(name: str, place: Place | None = None) -> Toolchain:
     """The toolchain of that name, as the table says or where the project wants it to run."""
     if name not in TOOLCHAINS:
         raise Tf2aifError(f"unknown toolchain '{name}'", hint=f"there are: {_join(TOOLCHAINS)}")
-    toolchain = TOOLCHAINS[name]
+    toolchain = TOOLCHAINS[name]._replace(name=name)
     if place is None:
         return toolchain
     return toolchain._replace(
@@ -182,25 +218,35 @@ def find(name: str, place: Place | None = None) -> Toolchain:
 def identity(name: str, place: Place | None = None) -> Identity | Missing:
     """What the toolchain is on this machine, or what is lacking and the command to run."""
     toolchain = find(name, place)
-    return _kind(toolchain).identity(toolchain)
+    kind: Kind = importlib.import_module(KINDS[toolchain.kind])
+    return kind.identity(toolchain)
+
+
+def connection(name: str, place: Place | None = None) -> Connection | None:
+    """The way to where its steps run; None: a worker on this machine."""
+    toolchain = find(name, place)
+    if toolchain.kind not in FAR:
+        return None
+    kind: FarKind = importlib.import_module(KINDS[toolchain.kind])
+    return kind.connection(toolchain)
 
 
 def prepare(name: str, making: Making, place: Place | None = None) -> None:
     """Make what a worker of the toolchain needs, where it is not there yet. Raises StepFailed."""
     toolchain = find(name, place)
-    _kind(toolchain).prepare(toolchain, making)
+    _near(toolchain).prepare(toolchain, making)
 
 
 def command(name: str, place: Place | None = None) -> list[str]:
     """The command that starts a worker of the toolchain; the worker's arguments follow."""
     toolchain = find(name, place)
-    return _kind(toolchain).command(toolchain)
+    return _near(toolchain).command(toolchain)
 
 
 def search_path(name: str, place: Place | None = None) -> tuple[str, ...]:
     """Folders that a worker of the toolchain needs on `PYTHONPATH` to find tf2aif itself."""
     toolchain = find(name, place)
-    return _kind(toolchain).search_path(toolchain)
+    return _near(toolchain).search_path(toolchain)
 
 
 def warm_modules(name: str) -> tuple[str, ...]:
@@ -214,9 +260,9 @@ def warm_modules(name: str) -> tuple[str, ...]:
     return (*modules, *(probe for probe in toolchain.probes if probe in here))
 
 
-def _kind(toolchain: Toolchain) -> Kind:
-    module: Kind = importlib.import_module(KINDS[toolchain.kind])
-    return module
+def _near(toolchain: Toolchain) -> NearKind:
+    kind: NearKind = importlib.import_module(KINDS[toolchain.kind])
+    return kind
 
 
 def _join(names: Iterable[str]) -> str:
