@@ -5,10 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from tf2aif.errors import StepFailed
 from tf2aif.steps import Job
 
 
@@ -48,4 +53,46 @@ def emulate(job: Job) -> dict[str, Any]:
     return {"version": hls4ml.__version__, "error": float(error)}
 
 
-ERRANDS = {errand.__name__: errand for errand in (emulate, where)}
+def copy(job: Job, say: str = "", variable: str = "") -> dict[str, Any]:
+    """Copy the inputs, and write what an artifact may hold: a program, an empty folder."""
+    print(say)
+    for name, path in job.inputs.items():
+        if path.is_dir():
+            shutil.copytree(path, job.out / name)
+        else:
+            shutil.copyfile(path, job.out / name)
+    (job.out / "empty").mkdir()
+    (job.out / "run.sh").write_text("true\n")
+    (job.out / "run.sh").chmod(0o755)
+    return {"pid": os.getpid(), "python": sys.prefix, "variable": os.environ.get(variable)}
+
+
+def sleep(job: Job, mark: str, seconds: float = 60) -> None:
+    """Take long, with a child; their process ids are in the file `mark`."""
+    with subprocess.Popen(["sleep", str(seconds)]) as child:
+        print("sleeping", flush=True)
+        beside = Path(f"{mark}.new")
+        beside.write_text(f"{os.getpid()} {child.pid}")
+        beside.rename(mark)
+
+
+def crash(job: Job) -> None:
+    """End as native code does."""
+    print("about to crash", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def refuse(job: Job) -> None:
+    """What a step says of an operator that it cannot convert."""
+    raise StepFailed("operator 'Foo' is not supported", at="model: Foo", hint="use Bar")
+
+
+def call(job: Job) -> dict[str, Any]:
+    """Call the user's function."""
+    from tf2aif.usercode import load_function
+
+    (job.out / "done").write_text("done")
+    return {"value": load_function(job.inputs["code"], "value")()}
+
+
+ERRANDS = {errand.__name__: errand for errand in (call, copy, crash, emulate, refuse, sleep, where)}

@@ -64,6 +64,11 @@ def run_guarded(
         process.wait()
 
 
+def machine_memory_mb() -> int:
+    """MiB that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+
+
 def tree_memory_mb(pid: int, limit_mb: float | None = None) -> float:
     """MiB resident in a process and its descendants; 0 where it has gone.
 

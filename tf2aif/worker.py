@@ -28,7 +28,15 @@ import msgspec
 
 from .errors import StepFailed, Tf2aifError
 from .facts import Facts
-from .toolchains import Making, child_environment, command, prepare, search_path, warm_modules
+from .toolchains import (
+    Making,
+    child_environment,
+    command,
+    connection,
+    prepare,
+    search_path,
+    warm_modules,
+)
 from .toolchains.installed import loaded, locked
 from .toolchains.places import Place
 
@@ -87,6 +95,13 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
     retire: bool = False
     """The next step needs a new process: this one broke, or loaded more than its toolchain."""
+
+
+def failed_reply(error: Tf2aifError) -> Reply:
+    """A reply that says why a step did not even begin."""
+    fault = error.faults[0]
+    failure = Failure(message=fault.message, at=fault.at, hint=fault.hint, expected=True)
+    return Reply(wall_s=0.0, cpu_s=0.0, peak_mb=0.0, failure=failure)
 
 
 class Worker:
@@ -338,8 +353,14 @@ def worker_command(request: Request) -> tuple[list[str], dict[str, str]]:
 
 def run_by_hand(request: Request) -> int:
     """Run one step on the terminal; its exit code."""
-    with tempfile.TemporaryDirectory(prefix="tf2aif-") as scratch, _working_in(scratch):
-        reply = Worker(request.toolchain).run(request)
+    if way := connection(request.toolchain, request.place):
+        from .offload import Trip, run_elsewhere  # they rest on this module
+
+        trip = Trip(way, Path("/dev/stderr"))
+        reply = run_elsewhere(trip, way, request, timeout_s=None, memory_mb=None)
+    else:
+        with tempfile.TemporaryDirectory(prefix="tf2aif-") as scratch, _working_in(scratch):
+            reply = Worker(request.toolchain).run(request)
     if failure := reply.failure:
         error = StepFailed(f"{request.step}: {failure.message}", at=failure.at, hint=failure.hint)
         print(error.render(), file=sys.stderr)
@@ -380,7 +401,7 @@ def main() -> int:
     if not words.request:
         parser.error("--request FILE is needed")
     request = _resolved(words.request, dict(one.split("=", 1) for one in words.input))
-    if not words.here:
+    if not words.here and connection(request.toolchain, request.place) is None:
         prepare(request.toolchain, Making(Path("/dev/stderr")), request.place)
         argv, environment = worker_command(request)
         os.execve(argv[0], [*argv, *sys.argv[1:], "--here"], environment)

@@ -5,6 +5,8 @@ costs more than most conversions, so it is kept for the next step. It is replace
 time-out or an unexpected exception, past a memory limit, and after a step that loaded more than
 the toolchain itself. A step that calls the user's code gets a process of its own, as a script
 would: nothing of it is left behind for the next step, and what is observed is its own.
+
+A step whose toolchain is on another machine or in a container is sent there (`tf2aif.offload`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -29,8 +31,12 @@ from .facts import Facts
 from .observed import current_value
 from .postmortem import cause_of_death, command_by_hand, full_message, oom_kills
 from .processes import tree_memory_mb
-from .toolchains import Making, prepare
-from .worker import Failure, Reply, Request, Task, worker_command
+from .toolchains import Making, connection, prepare
+from .worker import Failure, Reply, Request, Task, failed_reply, worker_command
+
+if TYPE_CHECKING:
+    from .offload import Trip
+    from .toolchains.connection import Connection
 
 __all__ = ["Outcome", "Request", "Workers", "current_value", "write_request"]
 
@@ -59,7 +65,7 @@ class Workers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: dict[_Key, list[_Process]] = {}
-        self._busy: set[_Process] = set()
+        self._busy: set[_Process | Trip] = set()
         self._closed = False
 
     def __enter__(self) -> Workers:
@@ -83,27 +89,85 @@ class Workers:
         the command that runs the step again. Any other exception here, Ctrl-C too, ends its
         process first.
         """
+        reply = self.attempt(request, log=log, timeout_s=timeout_s, memory_mb=memory_mb)
+        if reply.failure:
+            _refuse(request, log, reply.failure)
+        return Outcome(
+            result=reply.result,
+            observed=reply.observed,
+            wall_s=reply.wall_s,
+            cpu_s=reply.cpu_s,
+            peak_mb=reply.peak_mb,
+        )
+
+    def attempt(
+        self,
+        request: Request,
+        *,
+        log: Path,
+        timeout_s: float | None = None,
+        memory_mb: float | None = None,
+    ) -> Reply:
+        """As `run`; but what goes wrong is in the reply, for who tells of it in his own words."""
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
+        self._fail_if_closed(request, log)
+        way = connection(request.toolchain, request.place)
+        if way is not None:
+            return self._offload(way, request, log, timeout_s, memory_mb)
+        try:
+            prepare(
+                request.toolchain,
+                Making(log.absolute(), timeout_s, lambda: self._closed),
+                request.place,
+            )
+        except StepFailed as error:
+            self._fail_if_closed(request, log)
+            return failed_reply(error)
+        return self._work(request, log, timeout_s, memory_mb)
+
+    def _work(
+        self, request: Request, log: Path, timeout_s: float | None, memory_mb: float | None
+    ) -> Reply:
+        """Have a worker on this machine run it."""
         oom_before = oom_kills()
-        self._prepare(request, log, timeout_s)
         with _scratch() as scratch, self._process(request, log, memory_mb) as process:
             task = Task(request=request, log=str(log.absolute()), scratch=scratch)
             try:
                 reply = process.perform(task, timeout_s, memory_mb)
             except _Died as died:
                 self._fail_if_closed(request, log)
-                _fail(request, log, died.explain(oom_kills() > oom_before))
+                failure = Failure(message=died.explain(oom_kills() > oom_before))
+                return Reply(wall_s=0.0, cpu_s=0.0, peak_mb=process.peak_mb, failure=failure)
             process.reusable = not reply.retire and request.code is None
-            if reply.failure:
-                _refuse(request, log, reply.failure)
-        return Outcome(
-            result=reply.result,
-            observed=reply.observed,
-            wall_s=reply.wall_s,
-            cpu_s=reply.cpu_s,
-            peak_mb=round(max(reply.peak_mb, process.peak_mb), 1),
-        )
+        peak_mb = round(max(reply.peak_mb, process.peak_mb), 1)
+        return msgspec.structs.replace(reply, peak_mb=peak_mb)
+
+    def _offload(
+        self,
+        way: Connection,
+        request: Request,
+        log: Path,
+        timeout_s: float | None,
+        memory_mb: float | None,
+    ) -> Reply:
+        """Have it run where its toolchain is."""
+        from .offload import Trip, run_elsewhere
+
+        try:
+            trip = Trip(way, log)
+        except OSError as error:
+            raise StepFailed(f"{request.step}: {way.argv[0]}: {error.strerror}") from error
+        try:
+            with self._lock:
+                self._busy.add(trip)
+            self._fail_if_closed(request, log)
+            return run_elsewhere(trip, way, request, timeout_s=timeout_s, memory_mb=memory_mb)
+        finally:
+            with self._lock:
+                self._busy.discard(trip)
+            trip.end()
+            self._fail_if_closed(request, log)
 
     def close(self) -> None:
         """End all processes at once; steps that run fail. Calling it twice is harmless."""
@@ -115,16 +179,6 @@ class Workers:
                 process.signal_group()  # the thread that waits for it clears up
         for process in idle:
             process.end()
-
-    def _prepare(self, request: Request, log: Path, timeout_s: float | None) -> None:
-        """Make what the toolchain needs, where it is not there yet."""
-        making = Making(log.absolute(), timeout_s, lambda: self._closed)
-        try:
-            prepare(request.toolchain, making, request.place)
-        except StepFailed as error:
-            self._fail_if_closed(request, log)
-            fault = error.faults[0]
-            _fail(request, log, fault.message, at=fault.at, hint=fault.hint, tail=False)
 
     @contextlib.contextmanager
     def _process(self, request: Request, log: Path, memory_mb: float | None) -> Iterator[_Process]:

@@ -16,8 +16,8 @@ _HEAD = """\
 # Reference: every key of recipes, targets and settings
 
 Made by `python -m tf2aif.spec.schema` from `recipe.py`, `target.py` and `config.py` in
-`tf2aif/spec/`; do not edit. Paths in a recipe are relative to its own folder, those of Config, which
-is `tf2aif.yaml`, to the project's. The same as JSON Schema: `schemas/recipe.json`,
+`tf2aif/spec/`; do not edit. Paths in a recipe are relative to its own folder, those of Config (it
+is `tf2aif.yaml`) to the project's. The same as JSON Schema: `schemas/recipe.json`,
 `schemas/target.json`, `schemas/config.json`.
 """
 
