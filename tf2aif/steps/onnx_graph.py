@@ -89,6 +89,21 @@ def opset_of(model: Any) -> int:
     return next(int(each.version) for each in model.opset_import if each.domain in STANDARD)
 
 
+def raise_opset(model: Any, version: int) -> Any:
+    """The same model in a newer version of the operators; itself where it has that already.
+
+    Raises StepFailed where one of its operators has no equivalent there.
+    """
+    from onnx import version_converter
+
+    if opset_of(model) >= version:
+        return model
+    try:
+        return version_converter.convert_version(model, version)
+    except (RuntimeError, version_converter.ConvertError) as error:
+        raise StepFailed(f"the model has no form in opset {version}: {error}") from error
+
+
 def all_nodes(graph: Any) -> Iterator[Any]:
     """Every node of a graph and of the bodies of its loops and conditions."""
     for node in graph.node:
@@ -222,7 +237,7 @@ class _Scope:
         if node is None or id(node) in seen:
             return []
         seen.add(id(node))
-        return [(node, iter([self.resolve(name) for name in _read(node)]))]
+        return [(node, iter([self.resolve(name) for name in outer_reads(node)]))]
 
     def _write_node(self, node: Any, made: Any, own: Mapping[str, str]) -> None:
         name = self.namer.node(node.op_type)
@@ -282,13 +297,13 @@ class _Scope:
         return self.written[content]
 
 
-def _read(node: Any) -> list[str]:
+def outer_reads(node: Any) -> list[str]:
     """What a node reads: its inputs, then what its bodies take from the graphs around them."""
     found = [tensor for tensor in node.input if tensor]
     for _, body in bodies(node):
         made = {each.name for each in (*body.input, *body.initializer)}
         made |= {tensor for each in body.node for tensor in each.output}
-        reads = [t for each in body.node for t in _read(each)] + [o.name for o in body.output]
+        reads = [t for each in body.node for t in outer_reads(each)] + [o.name for o in body.output]
         found += [tensor for tensor in reads if tensor not in made]
     return found
 

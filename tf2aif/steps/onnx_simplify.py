@@ -125,12 +125,12 @@ def _fuse_pad(graph: Editor, pad: Any) -> None:
         pads is None
         or fill is None
         or fill.any()
-        or _attribute(pad, "mode", b"constant") != b"constant"
+        or attribute(pad, "mode", b"constant") != b"constant"
     ):
         return
     begins, ends = np.split(pads, 2)
-    own = _attribute(conv, "pads", [0] * (len(pads) - 4))
-    automatic = _attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET"
+    own = attribute(conv, "pads", [0] * (len(pads) - 4))
+    automatic = attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET"
     if automatic or begins[:2].any() or ends[:2].any() or (pads < 0).any():
         return
     total = np.concatenate([begins[2:], ends[2:]]) + np.array(own)
@@ -193,7 +193,8 @@ def _replace(graph: Editor, node: Any, index: int, value: Array) -> None:
     graph.set_input(node, index, graph.add_constant(f"{node.name}.{index}", value))
 
 
-def _attribute(node: Any, name: str, default: Any) -> Any:
+def attribute(node: Any, name: str, default: Any) -> Any:
+    """The value of a node's attribute, or the default."""
     from onnx import helper
 
     found = next((each for each in node.attribute if each.name == name), None)
