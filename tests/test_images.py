@@ -13,19 +13,22 @@ import numpy as np
 import pytest
 from engine import docker_engine, docker_registry, emulated_arm64, need
 
-from tf2aif import tasks
+from tf2aif import __version__, tasks
 from tf2aif.build import Build
 from tf2aif.engines import litert
 from tf2aif.errors import StepFailed, Tf2aifError, ToolchainMissing
-from tf2aif.oci.client_image import client_layout, write_client_image
+from tf2aif.oci.client_image import client_layout, find_client, push_client, write_client_image
 from tf2aif.oci.docker_build import build_variant
 from tf2aif.oci.documents import Index, Platform
-from tf2aif.oci.engine import Engine, Needs
+from tf2aif.oci.engine import Engine, Needs, container_options
+from tf2aif.oci.image import referrers_tag
 from tf2aif.oci.layout import Layout
 from tf2aif.oci.outputs import find_image, load_image, push_images, run_image, save_image
 from tf2aif.oci.planning import find_inputs
+from tf2aif.oci.provenance import MEDIA_TYPE as PROVENANCE
+from tf2aif.oci.sbom import MEDIA_TYPE as SBOM
 from tf2aif.oci.validate import verify
-from tf2aif.oci.variant_image import Identity, Parts
+from tf2aif.oci.variant_image import Identity, Parts, attached_to
 from tf2aif.spec.target import Container
 from tf2aif.workers import Workers
 
@@ -36,8 +39,9 @@ evaluation: {{data: "{kws}/samples.npz#x", labels: "{kws}/samples.npz#y"}}
 targets:
   cpu: {{precisions: [int8]}}
   arm: {{precisions: [int8]}}
+  cpu-openvino: {{precisions: [fp32]}}
 """
-MAX_MB = 75
+MAX_MB = {"kws/cpu-int8": 75, "kws/arm-int8": 75, "kws/cpu-openvino-fp32": 130}
 
 pytestmark = pytest.mark.kws
 
@@ -65,16 +69,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 def test_images_are_sound_and_small(built: Path):
-    for variant in ("kws/cpu-int8", "kws/arm-int8"):
+    for variant, most_mb in MAX_MB.items():
         image = find_image(built, variant)
         assert verify(image.folder / "image") == ()
-        assert image.record.size_bytes < MAX_MB * 1e6
+        assert image.record.size_bytes < most_mb * 1e6
         assert image.record.base_digest.startswith("sha256:")
-    assert verify(client_layout_of(built)) == ()
-
-
-def client_layout_of(built: Path) -> Path:
-    return built / "client" / "image"
+    assert verify(client_layout(built)) == ()
 
 
 def test_layers_are_shared_and_the_model_is_raw(built: Path):
@@ -101,9 +101,12 @@ def test_what_the_image_says(built: Path):
 def test_sbom_and_provenance(built: Path):
     image = find_image(built, "kws/cpu-int8")
     sbom = attached(image.layout, image.record.sbom)
+    assert schema_faults(sbom) is None
     names = {component["name"] for component in sbom["components"]}
     assert {"libc6", "python3.11-minimal", "numpy", "ai-edge-litert", "kws/model.tflite"} <= names
     assert len({c["bom-ref"] for c in sbom["components"]}) == len(sbom["components"])
+    sbom["components"][0]["type"] = "nonsense"
+    assert schema_faults(sbom) is not None
     statement = attached(image.layout, image.record.provenance)
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
     subject = statement["subject"][0]["digest"]["sha256"]
@@ -115,15 +118,41 @@ def test_sbom_and_provenance(built: Path):
     assert str(built.parent) not in json.dumps(statement)
 
 
+def schema_faults(sbom: Any) -> Any:
+    """What CycloneDX's own JSON schema, in its strict form, finds."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    return JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(sbom))
+
+
+def test_the_clients_images_say_what_is_in_them(built: Path):
+    layout = find_client(built)
+    images = layout.images()
+    assert [str(image.platform) for image in images] == ["linux/amd64", "linux/arm64"]
+    for image in images:
+        found = [m.digest for m in attached_to(layout, image.descriptor)]
+        sbom, statement = (attached(layout, digest) for digest in found)
+        assert schema_faults(sbom) is None
+        assert {"libc6", "numpy", "tf2aif"} <= {c["name"] for c in sbom["components"]}
+        assert sbom["metadata"]["component"]["bom-ref"] == image.descriptor.digest
+        subject = statement["subject"][0]["digest"]["sha256"]
+        assert image.descriptor.digest == f"sha256:{subject}"
+        dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+        assert len(dependencies) == 4
+        assert all(d["digest"]["xxh3_128"] for d in dependencies)
+
+
 def attached(layout: Layout, digest: str) -> Any:
     manifest = msgspec.json.decode(layout.read(digest))
     return msgspec.json.decode(layout.read(manifest["layers"][0]["digest"]))
 
 
-def test_the_engine_answers_as_the_check_did(built: Path, engine: Engine):
+@pytest.mark.parametrize("variant", ["kws/cpu-int8", "kws/cpu-openvino-fp32"])
+def test_the_engine_answers_as_the_check_did(built: Path, engine: Engine, variant: str):
     """Loaded, read-only, not root, no capabilities, healthy; asked by the client's image."""
-    image = find_image(built, "kws/cpu-int8")
-    load_image(image, address_of(engine))
+    image = find_image(built, variant)
+    load_image(image.loadable, address_of(engine))
     container = Container(memory_mb=512)
     running = run_image(image, container, address=address_of(engine), network="host")
     try:
@@ -164,7 +193,7 @@ def becomes_healthy(container: Any) -> bool:
 
 def ask(built: Path, engine: Engine, address: str) -> Any:
     """What the client's image says of a server: all samples of the evaluation set."""
-    layout = Layout(client_layout_of(built))
+    layout = Layout(client_layout(built))
     stored = layout.image(Platform.parse("linux/amd64"))
     engine.load(layout, stored, "client", "test")
     steps = built / "kws" / ".steps"
@@ -243,6 +272,15 @@ def test_pushed_joined_and_pulled(built: Path, engine: Engine, tmp_path: Path):
             engine.stop(running.id)
         members = index_of(f"http://{registry}/v2/team/kws/manifests/litert-int8").manifests
         assert [m.digest for m in members] == [i.record.digest for i in images]
+        (client,) = push_client(built, f"{registry}/team")
+        assert client.name == f"{registry}/team/client:{__version__}"
+        assert client.platforms == ("linux/amd64", "linux/arm64")
+        assert push_client(built, f"{registry}/team") == (client,)
+        index = index_of(f"http://{registry}/v2/team/client/manifests/{__version__}")
+        for member in index.manifests:
+            tag = referrers_tag(member.digest)
+            listed = index_of(f"http://{registry}/v2/team/client/manifests/{tag}").manifests
+            assert {one.artifact_type for one in listed} == {SBOM, PROVENANCE}
 
 
 def index_of(url: str) -> Index:
@@ -254,7 +292,7 @@ def index_of(url: str) -> Index:
 
 def test_an_archive_loads(built: Path, engine: Engine, tmp_path: Path):
     image = find_image(built, "kws/cpu-int8")
-    save_image(image, tmp_path / "kws.tar")
+    save_image(image.loadable, tmp_path / "kws.tar")
     assert verify(tmp_path / "kws.tar") == ()
     with (tmp_path / "kws.tar").open("rb") as file:
         loaded = engine.client.images.load(file)
@@ -278,11 +316,27 @@ def test_the_docker_builder_makes_an_image_that_serves(built: Path, engine: Engi
 
 
 def test_a_container_that_ends_is_said_with_its_last_words(built: Path, engine: Engine):
-    load_image(find_image(built, "kws/cpu-int8"), address_of(engine))
+    load_image(find_image(built, "kws/cpu-int8").loadable, address_of(engine))
     with pytest.raises(StepFailed, match=r"(?s)container ended with 2.*--nonsense"):
         engine.run("kws:cpu-int8", Needs(), network="host", command=["--nonsense"])
     names = [one.name for one in engine.client.containers.list(all=True)]
     assert names == []
+
+
+def test_gpus_are_asked_for_and_an_engine_without_says_so(built: Path, engine: Engine):
+    """No machine of the tests has a GPU: what goes to the engine, and what it answers without."""
+    load_image(find_image(built, "kws/cpu-int8").loadable, address_of(engine))
+    options = container_options(Needs(gpus=-1), port=0, host=True)
+    container = engine.client.containers.create("kws:cpu-int8", **options)
+    (request,) = container.attrs["HostConfig"]["DeviceRequests"]
+    container.remove()
+    assert (request["Count"], request["Capabilities"]) == (-1, [["gpu"]])
+    with pytest.raises(Tf2aifError, match="can give no GPU to a container") as failed:
+        engine.run("kws:cpu-int8", Needs(gpus=1), network="host")
+    assert "Container Toolkit" in failed.value.faults[0].hint
+    with pytest.raises(Tf2aifError, match="/dev/no-such-device"):
+        engine.run("kws:cpu-int8", Needs(devices=("/dev/no-such-device",)), network="host")
+    assert engine.client.containers.list(all=True) == []
 
 
 def test_no_engine_and_no_image(built: Path, tmp_path: Path):
@@ -290,6 +344,8 @@ def test_no_engine_and_no_image(built: Path, tmp_path: Path):
         Engine(f"unix://{tmp_path}/nothing.sock")
     with pytest.raises(Tf2aifError, match="there is no image of kws/none"):
         find_image(built, "kws/none")
+    with pytest.raises(Tf2aifError, match="there is no image of the client"):
+        find_client(tmp_path)
 
 
 def test_unchanged_nothing_runs(built: Path, warm: Workers):
@@ -298,4 +354,3 @@ def test_unchanged_nothing_runs(built: Path, warm: Workers):
     tasks.run(build)
     assert {result.done for result in build.results.values()} == {"fresh"}
     assert find_image(built, "kws/cpu-int8").record == before
-    assert client_layout(build.workspace) == client_layout_of(built)

@@ -14,8 +14,9 @@ from project import UserProject
 from test_oci_layers import image_of, write
 
 from tf2aif.errors import FilesError, StepFailed
-from tf2aif.oci.bases import adopt, file_names, write_pulled
+from tf2aif.oci.bases import adopt, write_pulled
 from tf2aif.oci.documents import Platform
+from tf2aif.oci.inventory import take_inventory
 from tf2aif.oci.layers import Entry
 from tf2aif.oci.layout import Layout
 from tf2aif.oci.lockfile import Wanted, is_lock_of, pins, resolve
@@ -61,20 +62,33 @@ def prepared(make_project: Callable[..., UserProject]) -> Callable[[str], UserPr
     return make
 
 
-def test_two_checkouts_make_the_same_image(
+def test_two_checkouts_make_the_same_image_for_each_platform(
     prepared: Callable[[str], UserProject], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    digests = set()
+    digests: dict[str, set[str]] = {"linux/amd64": set(), "linux/arm64": set()}
     for name in ("here", "elsewhere"):
         monkeypatch.setenv("TF2AIF_CACHE", str(tmp_path / f"cache-{name}"))
         project = prepared(name)
+        add_arm64(project)
         for path in (project.root / "recipes").rglob("*"):
             os.utime(path, (1_000_000_000, 1_000_000_000))
-        assert "image-packages-small" in project.build(images=True)
-        image = find_image(project.root / "build", "digits/small-fp32")
-        assert verify(image.folder / "image") == ()
-        digests.add(image.record.digest)
-    assert len(digests) == 1
+        assert {"image-packages-small", "image-packages-far"} <= project.build(images=True)
+        for target in ("small", "far"):
+            image = find_image(project.root / "build", f"digits/{target}-fp32")
+            assert verify(image.folder / "image") == ()
+            digests[str(image.stored().platform)].add(image.record.digest)
+    assert [len(found) for found in digests.values()] == [1, 1]
+
+
+def add_arm64(project: UserProject) -> None:
+    """A second target, on a base of its own for arm64: with packages of that machine."""
+    small_base(project.root / "far", platform="linux/arm64")
+    shutil.rmtree(project.root / "far-layer-arm64")
+    target = (project.root / "targets" / "small.yaml").read_text()
+    target = target.replace("linux/amd64", "linux/arm64").replace(f"oci:{BASE}", "oci:far")
+    (project.root / "targets" / "far.yaml").write_text(target)
+    recipe = project.root / "recipes" / "digits.yaml"
+    recipe.write_text(recipe.read_text().replace("targets: [small]", "targets: [small, far]"))
 
 
 def test_what_a_change_composes_again(prepared: Callable[[str], UserProject]):
@@ -104,7 +118,7 @@ def test_the_image_has_hooks_and_a_record_of_its_own(prepared: Callable[[str], U
     project = prepared("project")
     project.build(images=True)
     image = find_image(project.root / "build", "digits/small-fp32")
-    names = file_names(image.layout, image.stored().manifest.layers)
+    names = take_inventory(image.layout, image.stored().manifest.layers).names
     assert {
         "variant/hooks/hooks.py",
         "variant/variant.json",
@@ -170,6 +184,27 @@ def test_source_date_epoch(tmp_path: Path):
     assert find_inputs(tmp_path, {}).epoch == 0
     with pytest.raises(FilesError, match="SOURCE_DATE_EPOCH"):
         find_inputs(tmp_path, {"SOURCE_DATE_EPOCH": "yesterday"})
+
+
+def test_the_revision_is_what_was_asked_for_or_what_the_user_says(
+    prepared: Callable[[str], UserProject], monkeypatch: pytest.MonkeyPatch
+):
+    project = prepared("project")
+
+    def said() -> str:
+        project.build(images=True)
+        image = find_image(project.root / "build", "digits/small-fp32")
+        return str(image.stored().config["config"]["Labels"]["org.opencontainers.image.revision"])
+
+    own = said()
+    recipe = project.root / "recipes" / "digits.yaml"
+    recipe.write_text("# a comment\n" + recipe.read_text())
+    assert said() == own
+    monkeypatch.setenv("TF2AIF_REVISION", "f" * 40)
+    assert said() == "f" * 40
+    assert project.build(images=True) == set()
+    with pytest.raises(FilesError, match="TF2AIF_REVISION"):
+        find_inputs(project.root, {"TF2AIF_REVISION": "two words"})
 
 
 def test_a_projects_locks_override_the_packaged_ones(tmp_path: Path):

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from .errors import Fault, FilesError, Tf2aifError
 
 if TYPE_CHECKING:
-    from .oci.outputs import BuiltImage
+    from .oci.outputs import BuiltImage, Loadable
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 Show = Callable[[Any], None]
 SWITCH = "TF2AIF_IMAGES"
+CLIENT = "client"  # in place of a variant: the client's image
 
 
 def add_image_flag(parser: argparse.ArgumentParser) -> None:
@@ -44,10 +45,10 @@ def _add_image(commands: Any, command: AddCommand, show_json: Show) -> None:
     parser.set_defaults(command=lambda arguments: _IMAGE[arguments.action](arguments, show_json))
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     save = actions.add_parser("save", help="write an archive that 'docker load' takes")
-    save.add_argument("variant", metavar="VARIANT", help="such as kws/cpu-int8")
+    save.add_argument("variant", metavar="VARIANT", help="such as kws/cpu-int8; or: client")
     save.add_argument("-o", "--output", metavar="FILE", help="by default RECIPE-VARIANT.tar")
     load = actions.add_parser("load", help="load an image into a Docker engine")
-    load.add_argument("variant", metavar="VARIANT")
+    load.add_argument("variant", metavar="VARIANT", help="such as kws/cpu-int8; or: client")
     _add_engine(load)
     verify = actions.add_parser("verify", help="recompute every digest and size")
     verify.add_argument("what", metavar="WHAT", nargs="+", help="a variant, a layout, an archive")
@@ -62,7 +63,9 @@ def _add_image(commands: Any, command: AddCommand, show_json: Show) -> None:
 def _add_push(commands: Any, command: AddCommand, show_json: Show) -> None:
     parser = command(commands, "push", None, "push images to a registry")
     parser.set_defaults(command=lambda arguments: _push(arguments, show_json))
-    parser.add_argument("variants", nargs="+", metavar="VARIANT", help="or RECIPE: all of its own")
+    parser.add_argument(
+        "variants", nargs="+", metavar="VARIANT", help="or RECIPE: all its own; or: client"
+    )
     parser.add_argument("--to", required=True, metavar="HOST/PATH", help="the recipe is added")
     parser.add_argument(
         "--plain-http", action="store_true", default=None, help="a registry without TLS"
@@ -86,19 +89,19 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 def _save(arguments: argparse.Namespace, show_json: Show) -> int:
     from .oci.outputs import save_image
 
-    image = _find(arguments.variant)
+    one = _loadable(arguments.variant)
     dest = Path(arguments.output or arguments.variant.replace("/", "-") + ".tar")
-    save_image(image, dest)
-    shape = {"archive": str(dest), "digest": image.record.digest, "size_bytes": dest.stat().st_size}
+    digest = save_image(one, dest).descriptor.digest
+    shape = {"archive": str(dest), "digest": digest, "size_bytes": dest.stat().st_size}
     return _tell(arguments, show_json, shape, f"wrote {dest}: docker load -i {dest}")
 
 
 def _load(arguments: argparse.Namespace, show_json: Show) -> int:
     from .oci.outputs import load_image
 
-    image = _find(arguments.variant)
-    found = load_image(image, arguments.engine)
-    name = f"{image.record.name}:{image.record.tag}"
+    one = _loadable(arguments.variant)
+    found = load_image(one, arguments.engine)
+    name = f"{one.name}:{one.tag}"
     return _tell(arguments, show_json, {"name": name, "id": found}, f"loaded {name}  {found}")
 
 
@@ -108,7 +111,7 @@ def _verify(arguments: argparse.Namespace, show_json: Show) -> int:
     faults: list[Fault] = []
     for what in arguments.what:
         given = Path(what)
-        faults += verify(given if given.exists() else _find(what).folder / "image")
+        faults += verify(given if given.exists() else _loadable(what).layout.folder)
     if faults:
         raise FilesError(faults)
     return _tell(arguments, show_json, {"faults": []}, "no faults")
@@ -150,7 +153,7 @@ def _client(arguments: argparse.Namespace, show_json: Show) -> int:
         records = write_client_image(workspace, workers, find_inputs(Path.cwd()), platforms)
     finally:
         workers.close()
-    shape = {"layout": str(client_layout(workspace)), "images": msgspec.to_builtins(records)}
+    shape = {"layout": str(client_layout(workspace.build)), "images": msgspec.to_builtins(records)}
     lines = [f"{r.platform}  {r.digest}  {r.size_bytes / 1e6:.1f} MB" for r in records]
     return _tell(arguments, show_json, shape, "\n".join(lines))
 
@@ -160,13 +163,19 @@ def _push(arguments: argparse.Namespace, show_json: Show) -> int:
 
     from .oci.outputs import push_images
 
-    images = [image for name in arguments.variants for image in _of(name)]
+    names = [name for name in arguments.variants if name != CLIENT]
+    images = [image for name in names for image in _of(name)]
 
     def report(what: str, digest: str, size: int) -> None:
         if what == "sent" and not arguments.json:
             print(f"sent {digest[:19]}  {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
 
-    done = push_images(images, arguments.to, plain_http=arguments.plain_http, report=report)
+    how: dict[str, Any] = {"plain_http": arguments.plain_http, "report": report}
+    done = push_images(images, arguments.to, **how)
+    if CLIENT in arguments.variants:
+        from .oci.client_image import push_client
+
+        done += push_client(Path.cwd() / "build", arguments.to, **how)
     lines = [f"{one.name}@{one.digest}  {' '.join(one.platforms)}" for one in done]
     shape = {"images": msgspec.to_builtins(done)}
     return _tell(arguments, show_json, shape, "\n".join(lines))
@@ -201,6 +210,21 @@ _IMAGE: Mapping[str, Callable[[argparse.Namespace, Show], int]] = {
     "lock": _lock,
     "client": _client,
 }
+
+
+def _loadable(name: str) -> Loadable:
+    """A variant's image, or the client's for this machine."""
+    if name != CLIENT:
+        return _find(name).loadable
+    from . import __version__
+    from .machine import this_platform
+    from .oci.client_image import find_client
+    from .oci.documents import Platform
+    from .oci.outputs import Loadable
+
+    layout = find_client(Path.cwd() / "build")
+    platform = Platform.parse(this_platform())
+    return Loadable(layout=layout, platform=platform, name=CLIENT, tag=__version__)
 
 
 def _find(variant: str) -> BuiltImage:

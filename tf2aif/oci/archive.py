@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import Tf2aifError
-from .documents import CHUNK, CONTAINERD_NAME, INDEX, REF_NAME, Descriptor, Index, encode
+from .documents import CHUNK, CONTAINERD_NAME, INDEX, REF_NAME, Descriptor, Index, Platform, encode
 from .layout import VERSION_FILE, Layout, StoredImage
 
 
-def save(layout: Layout, dest: Path, name: str, tag: str, *, epoch: int = 0) -> StoredImage:
-    """Write the layout's only image as an archive that loads as `name:tag`.
+def save(
+    layout: Layout,
+    dest: Path,
+    name: str,
+    tag: str,
+    *,
+    platform: Platform | None = None,
+    epoch: int = 0,
+) -> StoredImage:
+    """Write the layout's only image (of that platform) as an archive that loads as `name:tag`.
 
     `dest` appears whole or not at all. Raises Tf2aifError where a blob is missing, OSError.
     """
-    image = layout.image()
+    image = layout.image(platform)
     partial = dest.with_name(f".{dest.name}.partial")
     try:
         with partial.open("wb") as file:

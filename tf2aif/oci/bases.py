@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -19,13 +18,13 @@ from . import debian
 from .apt import DebianLock
 from .documents import CONFIG, LAYER, MANIFEST, Descriptor, Manifest, Platform, describe, encode
 from .image import timestamp
+from .inventory import Inventory, take_inventory
 from .layers import BLOB, Component, Layer
 from .layout import Layout, StoredImage, copy_blob, write_layout
 from .reference import Reference
 
 FACTS = "base.json"
 _PYTHON = re.compile(r"(?:usr/|usr/local/|opt/[^/]+/)?bin/python(3\.\d+)")
-_WHITEOUT = ".wh."
 
 
 class Base(Struct, frozen=True, kw_only=True):
@@ -60,28 +59,100 @@ def write_debian(
     )
 
 
-def adopt(name: str, layout: Layout, image: StoredImage, python: str, out: Path) -> Base:
+class PythonSource(Struct, frozen=True, kw_only=True):
+    """What a base without Python is given one from."""
+
+    lock: DebianLock
+    cache: Path
+    scratch: Path
+    epoch: int = 0
+
+
+def adopt(
+    name: str,
+    layout: Layout,
+    image: StoredImage,
+    python: str,
+    out: Path,
+    source: PythonSource | None = None,
+) -> Base:
     """Take an image of any layout as a base: its blobs are copied, verified, and looked into.
 
-    Raises StepFailed where it has no such Python or is damaged.
+    Where it has no such Python, a layer brings it from `source`. Raises StepFailed where that
+    cannot be, or the image is damaged.
     """
     write_layout(out, [image.descriptor], {})
     own = Layout(out)
     for digest in image.digests:
         copy_blob(layout.path(digest), own.path(digest), digest)
-    names = file_names(own, image.manifest.layers)
+    inventory = take_inventory(own, image.manifest.layers)
+    path, components = find_python(inventory.names, python), inventory.components
+    names = inventory.names
+    if path is None:
+        layer = _bring_python(name, own, image, inventory, python, source)
+        path, components = f"/usr/bin/python{python}", (*components, *layer.components)
+        names |= {"usr/bin/tini"}
     return _write(
         out,
         Base(
             name=name,
             digest=image.descriptor.digest,
-            python=_find_python(names, python, name),
+            python=path,
             init=("/usr/bin/tini", "--") if "usr/bin/tini" in names else (),
+            components=components,
         ),
     )
 
 
-def write_pulled(name: str, platform: Platform, python: str, out: Path, scratch: Path) -> Base:
+def _bring_python(
+    name: str,
+    own: Layout,
+    image: StoredImage,
+    below: Inventory,
+    python: str,
+    source: PythonSource | None,
+) -> Layer:
+    """Put a layer with Debian's Python on the image, in its layout. Raises StepFailed."""
+    there = sorted(m[1] for path in below.names if (m := _PYTHON.fullmatch(path)))
+    lacking = f"the base has no Python {python}; it has {', '.join(there) or 'none'}"
+    hint = "set 'python:' in the target, or use another base"
+    if source is None or python != debian.PYTHON:
+        raise StepFailed(lacking, at=name, hint=hint)
+    if below.glibc < debian.GLIBC:
+        needed, found = (".".join(map(str, v)) for v in (debian.GLIBC, below.glibc))
+        raise StepFailed(
+            f"{lacking}, and Debian's cannot be brought: it needs glibc {needed}, the base has "
+            f"{found or 'none that its list of packages names'}",
+            at=name,
+            hint="use a base of a later release, or a Dockerfile that installs Python on this one",
+        )
+    work = source.scratch / "python"
+    work.mkdir()
+    layer = debian.build_python_layer(
+        source.lock, below, work, source.scratch, source.cache, epoch=source.epoch
+    )
+    rootfs = image.config["rootfs"]
+    step = {"created": timestamp(source.epoch), "created_by": layer.created_by}
+    config = {
+        **image.config,
+        "rootfs": {**rootfs, "diff_ids": [*rootfs["diff_ids"], layer.diff_id]},
+        "history": [*image.config.get("history", ()), step],
+    }
+    kept = [(each, own.path(each.digest)) for each in image.manifest.layers]
+    write_image(own.folder, image.platform, config, [*kept, (layer.descriptor, work / BLOB)])
+    for digest in (image.descriptor.digest, image.manifest.config.digest):
+        own.path(digest).unlink()  # of what it was without
+    return layer
+
+
+def write_pulled(
+    name: str,
+    platform: Platform,
+    python: str,
+    out: Path,
+    scratch: Path,
+    source: PythonSource | None = None,
+) -> Base:
     """Pull a base from a registry, by digest. Raises StepFailed where the name has none."""
     from .registry import Registry
     from .transfers import pull
@@ -99,18 +170,24 @@ def write_pulled(name: str, platform: Platform, python: str, out: Path, scratch:
         layout = pull(registry, scratch / "pulled", platform)
     finally:
         registry.close()
-    return adopt(f"registry:{name}", layout, layout.image(), python, out)
+    return adopt(f"registry:{name}", layout, layout.image(), python, out, source)
 
 
 def write_built(
-    archive: IO[bytes], name: str, platform: Platform, python: str, out: Path, scratch: Path
+    archive: IO[bytes],
+    name: str,
+    platform: Platform,
+    python: str,
+    out: Path,
+    scratch: Path,
+    source: PythonSource | None = None,
 ) -> Base:
     """Take what `docker save` wrote of an image that the engine built. Raises StepFailed."""
     folder = scratch / "saved"
     with tarfile.open(fileobj=archive, mode="r|") as tar:
         tar.extractall(folder, filter="data")
     layout = _from_saved(folder, scratch / "layout")
-    return adopt(name, layout, layout.image(platform), python, out)
+    return adopt(name, layout, layout.image(platform), python, out, source)
 
 
 def read_base(folder: Path) -> tuple[Base, Layout, StoredImage]:
@@ -145,44 +222,14 @@ def write_image(
     return descriptor
 
 
-def file_names(layout: Layout, layers: Iterable[Descriptor]) -> frozenset[str]:
-    """Every path that a container of these layers has, less what upper layers delete.
+def find_python(names: Iterable[str], python: str) -> str | None:
+    """Where a container with these files has that Python; None where it has not.
 
-    Raises StepFailed for a layer that is neither gzip nor uncompressed.
+    >>> find_python({"usr/local/bin/python3.11", "usr/bin/python3"}, "3.11")
+    '/usr/local/bin/python3.11'
     """
-    names: set[str] = set()
-    for layer in layers:
-        found = _names_in(layout.path(layer.digest))
-        for path in found:
-            folder, _, last = path.rpartition("/")
-            if last.startswith(_WHITEOUT):
-                names.discard(f"{folder}/{last.removeprefix(_WHITEOUT)}".lstrip("/"))
-        names |= {path for path in found if _WHITEOUT not in path}
-    return frozenset(names)
-
-
-def _names_in(path: Path) -> list[str]:
-    try:
-        with tarfile.open(path, "r:*") as tar:
-            return [member.name.removeprefix("./").strip("/") for member in tar]
-    except (OSError, EOFError, tarfile.TarError, gzip.BadGzipFile) as error:
-        raise StepFailed(
-            f"cannot look into a layer of the base: {error}",
-            at=str(path),
-            hint="layers are read that are gzip or uncompressed",
-        ) from error
-
-
-def _find_python(names: frozenset[str], python: str, base: str) -> str:
     found = {m[1]: f"/{name}" for name in sorted(names) if (m := _PYTHON.fullmatch(name))}
-    if python in found:
-        return found[python]
-    there = ", ".join(sorted(found)) or "none"
-    raise StepFailed(
-        f"the base has no Python {python}; it has {there}",
-        at=base,
-        hint="set 'python:' in the target, or use another base",
-    )
+    return found.get(python)
 
 
 def _config(platform: Platform, layer: Layer, epoch: int) -> dict[str, Any]:

@@ -5,11 +5,12 @@ Its steps stand under the name `client`, beside those of recipes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..errors import Tf2aifError
 from ..execute import bring_up_to_date
 from ..folders import fresh_folder
 from ..graph import Step
@@ -20,14 +21,25 @@ from .bases import read_base
 from .documents import Platform
 from .image import Image, compose, join
 from .layers import read_layer
-from .layout import Content, write_layout
-from .planning import ImageInputs, debian_lock, packages_lock
-from .record import ImageRecord, LayerRecord
+from .layout import Content, Layout, write_layout
+from .outputs import PushedImage
+from .planning import PYTHON, ImageInputs, debian_lock, packages_lock
+from .record import ImageRecord, facts_of
+from .reference import Reference
+from .registry import Registry
 from .shipped import CLIENT, CLIENT_PLATFORMS, CLIENT_REQUIREMENTS, shipped_files
-from .variant_image import Identity, client_settings, describe_image
+from .transfers import Report, push, push_index
+from .variant_image import (
+    Identity,
+    attach_documents,
+    attached_to,
+    client_settings,
+    describe_image,
+    list_attached,
+    record_image,
+)
 
 NAME = "client"
-PYTHON = "3.11"
 
 
 def write_client_image(
@@ -40,24 +52,63 @@ def write_client_image(
 
     Steps whose facts stand are not run. Raises StepFailed, ToolchainMissing.
     """
-    members, blobs, records = [], dict[str, Content](), []
+    members, listings, blobs, records = [], [], dict[str, Content](), []
     for text in platforms:
         steps = plan_client(inputs, text)
         for step in steps.values():
             bring_up_to_date(step, workspace, workers)
-        image, record = _compose(workspace, text, inputs)
+        image, attached, record = _compose(workspace, text, inputs, tuple(steps))
+        listing, more = list_attached(image, NAME, attached)
         members.append(image.descriptor)
-        blobs |= image.blobs
+        listings.append(listing)
+        blobs |= {**image.blobs, **more}
         records.append(record)
     index = join(members)
-    with fresh_folder(client_layout(workspace)) as out:
-        write_layout(out, [index.named(NAME, __version__)], {**blobs, **index.blobs})
+    with fresh_folder(client_layout(workspace.build)) as out:
+        named = index.named(NAME, __version__)
+        write_layout(out, [named, *listings], {**blobs, **index.blobs})
     return tuple(records)
 
 
-def client_layout(workspace: Workspace) -> Path:
+def client_layout(build: Path) -> Path:
     """Where the client's images lie."""
-    return workspace.build / NAME / "image"
+    return build / NAME / "image"
+
+
+def find_client(build: Path) -> Layout:
+    """The layout of the client's images. Raises Tf2aifError where it was not made."""
+    layout = Layout(client_layout(build))
+    if not (layout.folder / "index.json").is_file():
+        raise Tf2aifError(
+            "there is no image of the client", at=str(layout.folder), hint="tf2aif image client"
+        )
+    return layout
+
+
+def push_client(
+    build: Path,
+    registry: str,
+    *,
+    plain_http: bool | None = None,
+    report: Report | None = None,
+    open_registry: Callable[..., Registry] = Registry,
+) -> tuple[PushedImage, ...]:
+    """Push the client's images, what is attached to them, and their index as
+    `registry/client:VERSION`. Raises Tf2aifError.
+    """
+    layout = find_client(build)
+    reference = Reference.parse(f"{registry.rstrip('/')}/{NAME}:{__version__}")
+    session = open_registry(reference, plain_http=plain_http)
+    images = layout.images()
+    try:
+        for image in images:
+            attached = attached_to(layout, image.descriptor)
+            push(session, layout, image.descriptor, attached=attached, report=report)
+        digest = push_index(session, [image.descriptor for image in images], __version__, {})
+    finally:
+        session.close()
+    platforms = tuple(str(image.platform) for image in images)
+    return (PushedImage(name=str(reference), digest=digest, platforms=platforms),)
 
 
 def plan_client(inputs: ImageInputs, platform: str) -> dict[str, Step]:
@@ -122,7 +173,10 @@ def _names(platform: str) -> dict[str, str]:
     return {**parts, "app": f"{NAME}/image-app"}
 
 
-def _compose(workspace: Workspace, text: str, inputs: ImageInputs) -> tuple[Image, ImageRecord]:
+def _compose(
+    workspace: Workspace, text: str, inputs: ImageInputs, steps: Sequence[str]
+) -> tuple[Image, list[Image], ImageRecord]:
+    """The image for a platform, what is attached to it, and what is written down of it."""
     names = _names(text)
     base, layout, stored = read_base(workspace.artifact(names["base"]))
     folders = [workspace.artifact(names[part]) for part in ("packages", "app")]
@@ -130,7 +184,7 @@ def _compose(workspace: Workspace, text: str, inputs: ImageInputs) -> tuple[Imag
         recipe=NAME,
         variant=__version__,
         platform=text,
-        revision="",
+        revision=inputs.revision,
         description="asks servers of the Open Inference Protocol, checks answers, measures",
         epoch=inputs.epoch,
     )
@@ -142,18 +196,8 @@ def _compose(workspace: Workspace, text: str, inputs: ImageInputs) -> tuple[Imag
         annotations=describe_image(identity, base),
         epoch=inputs.epoch,
     )
-    below = [("base", d.digest, d.size) for d in stored.manifest.layers]
     layers = [read_layer(folder) for folder in folders]
-    above = [(x.created_by, x.descriptor.digest, x.descriptor.size) for x in layers]
-    found = tuple(LayerRecord(created_by=c, digest=d, size_bytes=s) for c, d, s in (*below, *above))
-    record = ImageRecord(
-        name=NAME,
-        tag=__version__,
-        digest=image.descriptor.digest,
-        platform=text,
-        size_bytes=sum(layer.size_bytes for layer in found),
-        base=base.name,
-        base_digest=base.digest,
-        layers=found,
-    )
-    return image, record
+    components = [*base.components, *(c for layer in layers for c in layer.components)]
+    attached = attach_documents(image, identity, components, facts_of(steps, workspace))
+    record = record_image(identity, image, base, stored, layers, attached)
+    return image, attached, record

@@ -28,6 +28,11 @@ class Package(Struct, frozen=True, kw_only=True):
     control: str  # its whole control file, which goes to var/lib/dpkg/status.d
     source: str  # the source package that it is made from
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """The one-line fields of its control file."""
+        return _fields(self.control)
+
 
 def read_control(deb: Path) -> Package:
     """The control file of a package. Raises StepFailed where it is none."""

@@ -7,13 +7,16 @@ certificates, the merged /usr. Scanners read the packages from var/lib/dpkg/stat
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ..errors import StepFailed
-from .apt import DebianLock, fetch
+from .apt import DebianLock, Pinned, fetch
 from .bytecode import compile_tree
 from .deb import Package, read_control, unpack
+from .inventory import Inventory, debian_component
 from .layers import Component, Entry, Layer, tree_entries, write_layer
 
 SUITE = "bookworm"
@@ -24,6 +27,8 @@ PACKAGES = (
     "libssl3", "libstdc++6", "libuuid1", "media-types", "netbase", "python3.11-minimal", "tini",
     "tzdata", "zlib1g",
 )  # fmt: skip
+GLIBC = (2, 36)  # the oldest C library that these packages run with
+_OF_THE_BASE = frozenset({"libc6", "base-files"})  # never brought to the image of a vendor
 USER = 65532
 BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 ENVIRONMENT = {
@@ -58,25 +63,51 @@ def build_layer(lock: DebianLock, out: Path, scratch: Path, cache: Path, *, epoc
 
     Raises StepFailed where a package cannot be had or is not what the lock says.
     """
-    debs = fetch(lock, cache)
     root = scratch / "root"
-    root.mkdir()
-    packages = []
-    for pinned in lock.packages:
-        package = read_control(debs[pinned.name])
-        if (package.name, package.version) != (pinned.name, pinned.version):
-            raise StepFailed(f"the lock says {pinned.name}, the file is {package.name}")
-        unpack(debs[pinned.name], root, _DROPPED)
-        packages.append(package)
-    _finish(root, packages)
-    compile_tree(root / f"usr/lib/python{PYTHON}", f"/usr/lib/python{PYTHON}", PYTHON)
+    packages = _unpack(lock.packages, fetch(lock, cache), root)
     return write_layer(
         _entries(root),
         out,
         created_by=f"tf2aif: {len(packages)} packages of Debian {lock.suite}",
         epoch=epoch,
-        components=(_component(p, q.sha256) for p, q in zip(packages, lock.packages, strict=True)),
+        components=_components(lock.packages, packages),
     )
+
+
+def build_python_layer(
+    lock: DebianLock, below: Inventory, out: Path, scratch: Path, cache: Path, *, epoch: int
+) -> Layer:
+    """Make a layer that brings Debian's Python to an image without one, in `out`.
+
+    Of the lock's packages those go in that the image below has not, and of their files those at
+    whose place it has nothing: what a vendor put there stays as it is. Raises StepFailed.
+    """
+    wanted = tuple(p for p in lock.packages if p.name not in below.packages | _OF_THE_BASE)
+    root = scratch / "root"
+    packages = _unpack(wanted, fetch(replace(lock, packages=wanted), cache), root)
+    entries = [e for e in _entries(root) if e.path not in below.names]
+    return write_layer(
+        entries,
+        out,
+        created_by=f"tf2aif: Python {PYTHON} of Debian {lock.suite}",
+        epoch=epoch,
+        components=_components(wanted, packages),
+    )
+
+
+def _unpack(pinned: Sequence[Pinned], debs: Mapping[str, Path], root: Path) -> list[Package]:
+    """Put the packages together as they are installed, and compile their Python."""
+    root.mkdir()
+    packages = []
+    for one in pinned:
+        package = read_control(debs[one.name])
+        if (package.name, package.version) != (one.name, one.version):
+            raise StepFailed(f"the lock says {one.name}, the file is {package.name}")
+        unpack(debs[one.name], root, _DROPPED)
+        packages.append(package)
+    _finish(root, packages)
+    compile_tree(root / f"usr/lib/python{PYTHON}", f"/usr/lib/python{PYTHON}", PYTHON)
+    return packages
 
 
 def _finish(root: Path, packages: Iterable[Package]) -> None:
@@ -86,7 +117,8 @@ def _finish(root: Path, packages: Iterable[Package]) -> None:
     for package in packages:
         _write(root / "var/lib/dpkg/status.d" / package.name, package.control)
     certificates = sorted((root / "usr/share/ca-certificates").rglob("*.crt"))
-    _write(root / BUNDLE, "".join(path.read_text() for path in certificates))
+    if certificates:
+        _write(root / BUNDLE, "".join(path.read_text() for path in certificates))
     shutil.rmtree(root / "usr/share/ca-certificates", ignore_errors=True)
     for name, target in _LINKS.items():
         if not (root / name).is_symlink():
@@ -114,13 +146,6 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def _component(package: Package, sha256: str) -> Component:
-    version = package.version.replace("+", "%2B").replace(":", "%3A")
-    return Component(
-        type="library",
-        name=package.name,
-        version=package.version,
-        purl=f"pkg:deb/debian/{package.name.replace('+', '%2B')}@{version}"
-        f"?arch={package.architecture}&distro=debian-12",
-        sha256=sha256,
-    )
+def _components(pinned: Iterable[Pinned], packages: Iterable[Package]) -> Iterator[Component]:
+    for one, package in zip(pinned, packages, strict=True):
+        yield debian_component(package.fields, "debian", "debian-12", one.sha256)

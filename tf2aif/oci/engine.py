@@ -145,11 +145,13 @@ class Engine:
             command = command or ("--port", str(port))
             options["healthcheck"] = self._health_at(image, port)
         with _spoken(f"run {image}"):
-            container = self.client.containers.run(
-                image, command=list(command) or None, name=name or None, detach=True, **options
+            container = self.client.containers.create(
+                image, command=list(command) or None, name=name or None, **options
             )
         start = time.monotonic()
         try:
+            with _spoken(f"run {image}"):
+                container.start()
             with _spoken("look at the container"):
                 address = f"http://127.0.0.1:{port if host else _published(container)}"
             self._wait(container, address, timeout_s)
@@ -309,7 +311,15 @@ def _spoken(what: str) -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        raise Tf2aifError(f"cannot {what}: {error.explanation or error}") from error
+        said = str(error.explanation or error)
+        if "could not select device driver" in said:
+            raise Tf2aifError(
+                f"cannot {what}: this Docker engine can give no GPU to a container",
+                hint="install NVIDIA's driver and its Container Toolkit where the engine runs, and "
+                "restart the engine",
+            ) from error
+        hint = "'devices' of the target's 'container:'" if "custom device" in said else ""
+        raise Tf2aifError(f"cannot {what}: {said}", hint=hint) from error
     except (DockerException, requests.RequestException) as error:
         raise ToolchainMissing(
             f"cannot {what}: {_first_line(error)}",

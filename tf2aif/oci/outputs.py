@@ -21,6 +21,15 @@ from .transfers import Pushed, Report, push, push_index
 from .variant_image import attached_to
 
 
+class Loadable(Struct, frozen=True, kw_only=True):
+    """One image of a layout, and the name that it gets in an engine."""
+
+    layout: Layout
+    platform: Platform
+    name: str
+    tag: str
+
+
 class BuiltImage(Struct, frozen=True, kw_only=True):
     """The image of a variant as it lies in `build/`."""
 
@@ -36,6 +45,13 @@ class BuiltImage(Struct, frozen=True, kw_only=True):
     def stored(self) -> StoredImage:
         """The image in it. Raises Tf2aifError where it is damaged or missing."""
         return self.layout.image(Platform.parse(self.record.platform))
+
+    @property
+    def loadable(self) -> Loadable:
+        """It, as engines load it."""
+        platform = Platform.parse(self.record.platform)
+        name, tag = self.record.name, self.record.tag
+        return Loadable(layout=self.layout, platform=platform, name=name, tag=tag)
 
     @property
     def shared_by(self) -> tuple[str, str, str]:
@@ -74,16 +90,15 @@ def find_image(build: Path, variant: str) -> BuiltImage:
     return BuiltImage(folder=folder, variant=record, record=record.image)
 
 
-def save_image(image: BuiltImage, dest: Path) -> Path:
+def save_image(one: Loadable, dest: Path) -> StoredImage:
     """Write an archive that `docker load` takes. Raises Tf2aifError, OSError."""
-    save(image.layout, dest, image.record.name, image.record.tag)
-    return dest
+    return save(one.layout, dest, one.name, one.tag, platform=one.platform)
 
 
-def load_image(image: BuiltImage, address: str = "") -> str:
-    """Load it into a Docker engine as `recipe:variant`; its id there."""
+def load_image(one: Loadable, address: str = "") -> str:
+    """Load it into a Docker engine under its name; its id there."""
     with Engine(address) as engine:
-        return engine.load(image.layout, image.stored(), image.record.name, image.record.tag)
+        return engine.load(one.layout, one.layout.image(one.platform), one.name, one.tag)
 
 
 def run_image(

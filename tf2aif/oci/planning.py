@@ -6,6 +6,7 @@ Nothing heavy is imported here: a build with nothing to do comes through.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from .shipped import REQUIREMENTS, SERVER, shipped_files
 Add = Callable[..., str]  # _Planner._add: the id of the step that is this, made now if need be
 PACKAGED_LOCKS = Path(__file__).resolve().parent.parent / "data" / "locks"
 LOCKS = "locks"  # the project's own, which override the packaged ones
-SUITE = "bookworm"
-_UNKNOWN_BASE = "write debian, oci:FOLDER, registry:NAME@DIGEST or dockerfile:FILE"
+SUITE, PYTHON = "bookworm", "3.11"  # of the Debian base
+_REVISION = re.compile(r"[A-Za-z0-9._+/:-]{0,200}")
+OTHER_BASE = "name another base: oci:FOLDER, registry:NAME@DIGEST or dockerfile:FILE"
 
 
 class ImageInputs(Struct, frozen=True, kw_only=True):
@@ -32,6 +34,7 @@ class ImageInputs(Struct, frozen=True, kw_only=True):
 
     project: str
     epoch: int = 0
+    revision: str = ""  # what images say instead of the digest of what they were asked to be
     locks: dict[str, str] = {}  # file name -> path
     sources: dict[str, str] = {}  # path in the image -> path of our own code
 
@@ -74,24 +77,32 @@ class ImageOf(Struct, frozen=True, kw_only=True):
 
 
 def find_inputs(project: Path, environ: Mapping[str, str] | None = None) -> ImageInputs:
-    """Look for locks and our own sources. `SOURCE_DATE_EPOCH` is the time of every file."""
-    text = (os.environ if environ is None else environ).get("SOURCE_DATE_EPOCH", "0")
+    """Look for locks and our own sources. `SOURCE_DATE_EPOCH` is the time of every file, and
+    `TF2AIF_REVISION` what images give as their revision. Raises FilesError.
+    """
+    variables = os.environ if environ is None else environ
+    text, revision = variables.get("SOURCE_DATE_EPOCH", "0"), variables.get("TF2AIF_REVISION", "")
     if not text.isdigit():
         hint = "whole seconds since 1970"
         raise FilesError([Fault(f"SOURCE_DATE_EPOCH is {text!r}", "the environment", hint)])
+    if not _REVISION.fullmatch(revision):
+        hint = "such as a commit: letters, digits, and . _ + / : -"
+        raise FilesError([Fault(f"TF2AIF_REVISION is {revision!r}", "the environment", hint)])
     locks: dict[str, str] = {}
     for folder in (PACKAGED_LOCKS, project / LOCKS):
         if folder.is_dir():
             locks |= {path.name: str(path) for path in sorted(folder.iterdir())}
     sources = {name: str(path) for name, path in shipped_files(SERVER).items()}
-    return ImageInputs(project=str(project), epoch=int(text), locks=locks, sources=sources)
+    return ImageInputs(
+        project=str(project), epoch=int(text), revision=revision, locks=locks, sources=sources
+    )
 
 
 def plan_image(of: ImageOf, inputs: ImageInputs, add: Add, options: Mapping[str, Any]) -> ImagePlan:
     """Plan the steps of one variant's image.
 
     `options` are those of all steps that make and check the artifact: the image's revision is
-    their digest. Raises FilesError for a base of no known kind.
+    their digest. Raises FilesError for a Debian base that there is not.
     """
     hooks, hook = hook_files(of.recipe.service, of.folder)
     return ImagePlan(
@@ -99,7 +110,7 @@ def plan_image(of: ImageOf, inputs: ImageInputs, add: Add, options: Mapping[str,
         packages=_packages(of, inputs, add),
         app=_app(of, inputs, add, hooks),
         model=_model(of, inputs, add, hook),
-        revision=key({"options": options, "hooks": sorted(hooks)}),
+        revision=inputs.revision or key({"options": options, "hooks": sorted(hooks)}),
         description=of.recipe.description,
         epoch=inputs.epoch,
         builder=of.recipe.builder or of.target.builder,
@@ -132,20 +143,20 @@ def debian_lock(platform: str) -> str:
 
 
 def _base(of: ImageOf, inputs: ImageInputs, add: Add) -> str:
-    base, files = of.target.base, {}
+    base, files = of.target.base, dict[str, str]()
     kind, _, name = base.partition(":")
     lock = debian_lock(of.target.platform)
-    if base == "debian" and lock in inputs.locks:
-        files = {"lock": inputs.locks[lock]}
-    elif kind == "oci" and name:
-        base, files = "oci", {"layout": _path(inputs, name)}
+    if lock in inputs.locks and (base == "debian" or of.target.python == PYTHON):
+        files = {"lock": inputs.locks[lock]}  # of other bases: to bring Python where it lacks
+    elif base == "debian":
+        message = f"there is no Debian base for {of.target.platform}"
+        raise FilesError([Fault(message, f"targets/{of.target_name}.yaml: base", OTHER_BASE)])
+    if kind == "oci" and name:
+        base, files = "oci", {**files, "layout": _path(inputs, name)}
     elif kind == "dockerfile" and name:
         path = _path(inputs, name)
-        base, files = f"dockerfile:{os.path.basename(path)}", {"context": os.path.dirname(path)}
-    elif kind != "registry" or not name:
-        message = f"target '{of.target_name}' has the base '{base}', which there is not"
-        message += f" for {of.target.platform}" if base == "debian" else ""
-        raise FilesError([Fault(message, f"targets/{of.target_name}.yaml: base", _UNKNOWN_BASE)])
+        base = f"dockerfile:{os.path.basename(path)}"
+        files = {**files, "context": os.path.dirname(path)}
     options = {"base": base, "platform": of.target.platform, "python": of.target.python}
     return add(
         f"image-base-{of.target_name}",

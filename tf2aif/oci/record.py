@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def write_image(
         description=plan.description,
         epoch=plan.epoch,
     )
-    facts = _facts(graph.needs((variant.check, *plan.steps)), workspace)
+    facts = facts_of(graph.needs((variant.check, *plan.steps)), workspace)
     record = write_variant_image(parts, identity, facts, out)
     if plan.builder == "docker":
         from .docker_build import build_variant
@@ -69,7 +69,7 @@ def write_image(
     return record
 
 
-def _facts(steps: tuple[str, ...], workspace: Workspace) -> Mapping[str, Mapping[str, Any]]:
+def facts_of(steps: Iterable[str], workspace: Workspace) -> Mapping[str, Mapping[str, Any]]:
     """What each step was made from, for the provenance. What was timed is no part of an image."""
     made = {step: workspace.made(step) for step in steps}
     return {

@@ -22,7 +22,8 @@ def write_sbom(
     name: str, version: str, digest: str, components: Iterable[Component], *, epoch: int = 0
 ) -> bytes:
     """The bill of materials of the image with that digest. The same image gives the same bytes."""
-    ordered = sorted({encode(c): c for c in components}.values(), key=_reference)
+    # One entry for each, though a base and a layer of ours may bring the same.
+    ordered = sorted({_reference(c): c for c in components}.values(), key=_reference)
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",

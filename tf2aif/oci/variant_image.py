@@ -8,7 +8,7 @@ model      the artifact and `variant.json`, stored raw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from .. import __version__
 from .bases import Base, read_base
 from .documents import Descriptor, Platform
 from .image import PORT, Healthcheck, Image, Settings, attach, compose, join, referrers_tag
-from .layers import Component, read_layer
-from .layout import Layout, write_layout
+from .layers import Component, Layer, read_layer
+from .layout import Content, Layout, StoredImage, write_layout
 from .provenance import MEDIA_TYPE as PROVENANCE
 from .provenance import write_provenance
 from .record import ImageRecord, LayerRecord
@@ -70,11 +70,26 @@ def write_variant_image(
     )
     layers = [read_layer(folder) for folder in parts.layers]
     components = [*base.components, *(c for layer in layers for c in layer.components)]
-    attached = _attach(image, identity, components, facts)
-    write_with_attached(out, image, identity.recipe, identity.variant, attached)
+    attached = attach_documents(image, identity, components, facts)
+    listing, blobs = list_attached(image, identity.recipe, attached)
+    named = image.named(identity.recipe, identity.variant)
+    write_layout(out, [named, listing], {**image.blobs, **blobs})
+    return record_image(identity, image, base, stored, layers, attached)
+
+
+def record_image(
+    identity: Identity,
+    image: Image,
+    base: Base,
+    stored: StoredImage,
+    layers: Sequence[Layer],
+    attached: Sequence[Image],
+) -> ImageRecord:
+    """What is written down of a composed image; `stored` is its base, `layers` those on it."""
     below = [("base", d.digest, d.size) for d in stored.manifest.layers]
     above = [(x.created_by, x.descriptor.digest, x.descriptor.size) for x in layers]
     records = [LayerRecord(created_by=c, digest=d, size_bytes=s) for c, d, s in (*below, *above)]
+    sbom, provenance = (one.descriptor.digest for one in attached)
     return ImageRecord(
         name=identity.recipe,
         tag=identity.variant,
@@ -84,21 +99,43 @@ def write_variant_image(
         base=base.name,
         base_digest=base.digest,
         layers=tuple(records),
-        sbom=attached[0].descriptor.digest,
-        provenance=attached[1].descriptor.digest,
+        sbom=sbom,
+        provenance=provenance,
     )
 
 
-def write_with_attached(
-    out: Path, image: Image, name: str, tag: str, attached: list[Image]
-) -> Layout:
-    """A layout of an image and what is attached to it, under the referrers' fall-back tag."""
+def list_attached(
+    image: Image, name: str, attached: Sequence[Image]
+) -> tuple[Descriptor, dict[str, Content]]:
+    """The index of what is attached to an image, at the referrers' fall-back tag of a layout, and
+    all its blobs.
+    """
     listing = join([one.descriptor for one in attached])
-    tagged = listing.named(name, referrers_tag(image.descriptor.digest))
-    blobs = {**image.blobs, **listing.blobs}
+    blobs = dict(listing.blobs)
     for one in attached:
         blobs |= one.blobs
-    return write_layout(out, [image.named(name, tag), tagged], blobs)
+    return listing.named(name, referrers_tag(image.descriptor.digest)), blobs
+
+
+def attach_documents(
+    image: Image,
+    identity: Identity,
+    components: Sequence[Component],
+    facts: Mapping[str, Mapping[str, Any]],
+) -> list[Image]:
+    """The bill of materials and the provenance of an image. `facts` is what each step was made
+    from; values that are secret by their names are withheld.
+    """
+    name = f"{identity.recipe}/{identity.variant}"
+    digest = image.descriptor.digest
+    sbom = write_sbom(identity.recipe, identity.variant, digest, components, epoch=identity.epoch)
+    asked = {"recipe": identity.recipe, "variant": identity.variant, "platform": identity.platform}
+    safe = {step: withhold(found) for step, found in facts.items()}
+    provenance = write_provenance(name, digest, asked, safe)
+    return [
+        attach(image.descriptor, SBOM, sbom, {f"{_NAME}title": "sbom.cdx.json"}),
+        attach(image.descriptor, PROVENANCE, provenance, {f"{_NAME}title": "provenance.json"}),
+    ]
 
 
 def server_settings(base: Base) -> Settings:
@@ -181,24 +218,6 @@ def attached_to(layout: Layout, image: Descriptor) -> tuple[Descriptor, ...]:
         if descriptor.annotations.get(REF_NAME) == tag:
             return layout.document(descriptor.digest, Index).manifests
     return ()
-
-
-def _attach(
-    image: Image,
-    identity: Identity,
-    components: list[Component],
-    facts: Mapping[str, Mapping[str, Any]],
-) -> list[Image]:
-    name = f"{identity.recipe}/{identity.variant}"
-    digest = image.descriptor.digest
-    sbom = write_sbom(identity.recipe, identity.variant, digest, components, epoch=identity.epoch)
-    asked = {"recipe": identity.recipe, "variant": identity.variant, "platform": identity.platform}
-    safe = {step: withhold(found) for step, found in facts.items()}
-    provenance = write_provenance(name, digest, asked, safe)
-    return [
-        attach(image.descriptor, SBOM, sbom, {f"{_NAME}title": "sbom.cdx.json"}),
-        attach(image.descriptor, PROVENANCE, provenance, {f"{_NAME}title": "provenance.json"}),
-    ]
 
 
 def _environment() -> dict[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from email.parser import HeaderParser
 from pathlib import Path
 
 from ..errors import StepFailed
 from .bytecode import compile_tree
+from .inventory import normal_name, python_component
 from .layers import Component, Layer, tree_entries, write_layer
 from .lockfile import Wanted, install
 
@@ -40,7 +40,7 @@ def build_layer(lock: Path, wanted: Wanted, out: Path, scratch: Path, *, epoch: 
     if not components:
         raise StepFailed("the lock names no package", at=str(lock))
     for name in ("*", *(component.name for component in components)):
-        _drop(root, _EVERYWHERE if name == "*" else _UNUSED.get(_normal(name), ()))
+        _drop(root, _EVERYWHERE if name == "*" else _UNUSED.get(normal_name(name), ()))
     compile_tree(root, f"/{FOLDER}", wanted.python)
     return write_layer(
         tree_entries(root, FOLDER),
@@ -61,17 +61,4 @@ def _drop(root: Path, patterns: tuple[str, ...]) -> None:
 
 def _components(root: Path) -> Iterator[Component]:
     for path in sorted(root.glob("*.dist-info/METADATA")):
-        fields = HeaderParser().parsestr(path.read_text(encoding="utf-8"))
-        name, version = str(fields["Name"]), str(fields["Version"])
-        yield Component(
-            type="library",
-            name=name,
-            version=version,
-            purl=f"pkg:pypi/{_normal(name)}@{version}",
-            licence=str(fields["License-Expression"] or ""),
-        )
-
-
-def _normal(name: str) -> str:
-    """A distribution's name as indexes spell it (PEP 503)."""
-    return name.lower().replace("_", "-").replace(".", "-")
+        yield python_component(path.read_text(encoding="utf-8"))

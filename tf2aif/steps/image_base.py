@@ -1,7 +1,8 @@
 """Step `image-base`: the base image of a target, as a layout, with what is known of it.
 
 `debian` reads a lock of packages, `oci` a layout, `dockerfile` a folder with a Dockerfile that a
-Docker engine builds; `registry` pulls by digest.
+Docker engine builds; `registry` pulls by digest. What is not Debian's and has no Python of the
+target's version is given Debian's, where its C library is new enough.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import msgspec
 from ..errors import StepFailed
 from . import Job
 
-VERSION = 1
+VERSION = 2
 TOOLCHAIN = "image"
 INPUTS: tuple[str, ...] = ()
 
@@ -68,7 +69,7 @@ def _oci(job: Job, options: Options, name: str) -> Any:  # noqa: ARG001
 
     layout = Layout(job.inputs["layout"])
     image = layout.image(Platform.parse(options.platform))
-    return adopt(options.base, layout, image, options.python, job.out)
+    return adopt(options.base, layout, image, options.python, job.out, _python(job, options))
 
 
 def _registry(job: Job, options: Options, name: str) -> Any:
@@ -76,7 +77,8 @@ def _registry(job: Job, options: Options, name: str) -> Any:
     from ..oci.documents import Platform
 
     platform = Platform.parse(options.platform)
-    return write_pulled(name, platform, options.python, job.out, Path.cwd())
+    source = _python(job, options)
+    return write_pulled(name, platform, options.python, job.out, Path.cwd(), source)
 
 
 def _dockerfile(job: Job, options: Options, name: str) -> Any:
@@ -90,7 +92,20 @@ def _dockerfile(job: Job, options: Options, name: str) -> Any:
         with context_of(job.inputs["context"]) as context:
             engine.build(context, tag, dockerfile=name, platform=options.platform)
         with engine.saved(tag) as archive:
-            return write_built(archive, options.base, platform, options.python, job.out, Path.cwd())
+            source = _python(job, options)
+            python, scratch = options.python, Path.cwd()
+            return write_built(archive, options.base, platform, python, job.out, scratch, source)
+
+
+def _python(job: Job, options: Options) -> Any:
+    """What a base without Python is given one from: the lock of Debian's packages, if any."""
+    from ..oci.apt import read_lock
+    from ..oci.bases import PythonSource
+
+    if "lock" not in job.inputs:
+        return None
+    lock = read_lock(job.inputs["lock"])
+    return PythonSource(lock=lock, cache=package_cache(), scratch=Path.cwd(), epoch=options.epoch)
 
 
 def package_cache() -> Path:
