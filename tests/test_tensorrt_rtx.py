@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,20 +71,30 @@ def test_a_classifier_becomes_an_engine(run: Run, digits: Path) -> None:
     assert "image" in (made / "layers.txt").read_text()
 
 
-def test_the_same_model_gives_the_same_bytes(run: Run, digits: Path, tmp_path: Path) -> None:
-    first, second = bytes_of(run(digits)), bytes_of(run(digits, "again"))
-    assert first == second
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_same_model_gives_the_same_bytes(
+    run: Run, digits: Path, int8: Path, tmp_path: Path, precision: str
+) -> None:
+    """Also from another folder, in a process that did and holds other things."""
+    model = digits if precision == "fp32" else int8
+    first = bytes_of(run(model))
+    assert first == bytes_of(run(model, "again"))
+    moved = tmp_path / "a much longer name of a folder" / "model"
+    shutil.copytree(model, moved)
     script = (
         "import sys; from pathlib import Path; from tf2aif.steps import Job, tensorrt_rtx;"
-        "out = Path(sys.argv[2]); out.mkdir();"
+        "held = [bytearray(i) for i in range(20000)]; out = Path(sys.argv[2]); out.mkdir();"
         "job = Job(step='t', kind='t', options={}, inputs={'model': Path(sys.argv[1])}, out=out);"
         "tensorrt_rtx.run(job)"
     )
-    elsewhere = tmp_path / "another" / "process"
-    elsewhere.parent.mkdir()
-    command = [sys.executable, "-c", script, str(digits), str(elsewhere)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert bytes_of(elsewhere) == first
+    command = [sys.executable, "-c", script, str(moved), str(tmp_path / "elsewhere")]
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "SOMETHING": "x" * 5000}
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=120, env=environment
+    )
+    if "places memory at random" in done.stdout and precision == "int8":
+        pytest.skip("this kernel does not let a process have its memory at fixed places")
+    assert bytes_of(tmp_path / "elsewhere") == first
 
 
 def test_int8_is_int8_in_the_engine(run: Run, digits: Path, int8: Path) -> None:

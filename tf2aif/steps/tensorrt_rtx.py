@@ -8,6 +8,7 @@ There is no timing cache, which would ask for a GPU, and no engine without weigh
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from ..engines.requirement import Requirement, this_platform, write_requirement
 from ..engines.signature import read_signature, write_signature
 from ..errors import StepFailed
 from . import Job
+from .still import call_still
 from .trt_build import Build, BuildOptions, library_of, profiles_of
 
 VERSION = 1
@@ -40,31 +42,46 @@ class Options(BuildOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 def run(job: Job) -> Mapping[str, Any]:
     """Write `engine.plan`, `engine.json`, `layers.txt` and `signature.json`.
 
-    The same model and options give the same bytes. Raises StepFailed for an operator that the
-    parser refuses, a free axis without a profile, and a GPU that the library does not build for.
+    The same model and options give the same bytes: see `still`. Raises StepFailed for an operator
+    that the parser refuses, a free axis without a profile, and a GPU that it does not build for.
     """
     options = msgspec.convert(job.options, Options)
     signature = read_signature(job.inputs["model"])
     profiles = profiles_of(signature, options)
+    library_of(("tensorrt-rtx",), load=False)
+    given = {"options": job.options, "model": str(job.inputs["model"]), "out": str(job.out)}
+    answer = call_still(__name__, "build", given)
+    write_signature(job.out, signature)
+    if not answer.still:
+        print("the kernel places memory at random: another build may give other bytes", flush=True)
+    return {**answer.result, "profiles": len(profiles)}
+
+
+def build(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The build itself, of options, a model's folder and a folder to write to.
+
+    The library numbers its inner tensors in an order that hangs on addresses, which for Q/DQ
+    models is another one in each process: so it has a process with memory that lies still.
+    """
+    options = msgspec.convert(given["options"], Options)
+    model, out = Path(given["model"]), Path(given["out"])
     library = library_of(("tensorrt-rtx",))
     known = _known(library)
     _check_capabilities(known, options.compute_capabilities)
-    build = Build(library, job.inputs["model"] / "model.onnx")
-    build.configure(signature, options)
+    build = Build(library, model / "model.onnx")
+    build.configure(read_signature(model), options)
     if options.compute_capabilities:
         build.config.num_compute_capabilities = len(options.compute_capabilities)
         for index, capability in enumerate(options.compute_capabilities):
             build.config.set_compute_capability(known[capability], index)
     plan = build.serialize()
-    (job.out / "engine.plan").write_bytes(plan)
-    (job.out / "layers.txt").write_text(build.layers(), encoding="utf-8")
-    write_signature(job.out, signature)
+    (out / "engine.plan").write_bytes(plan)
+    (out / "layers.txt").write_text(build.layers(), encoding="utf-8")
     targets = options.compute_capabilities or tuple(each for each in known if each not in _OLD)
-    write_requirement(job.out, _requirement(library, targets))
+    write_requirement(out, _requirement(library, targets))
     return {
         "library": build.name,
         "size_bytes": len(plan),
-        "profiles": len(profiles),
         "compute_capabilities": list(targets),
     }
 

@@ -201,12 +201,12 @@ class Build:
         return StepFailed(f"{self.library.__name__} {what}: {said}", hint=_hint(said))
 
 
-def library_of(flavours: tuple[str, ...]) -> Any:
-    """The vendor's module. Raises StepFailed where it is not here or does not load."""
-    from ..engines.tensorrt_library import import_library
+def library_of(flavours: tuple[str, ...], *, load: bool = True) -> Any:
+    """The vendor's module, or its name. Raises StepFailed where it is not here or does not load."""
+    from ..engines.tensorrt_library import find_library, import_library
 
     try:
-        return import_library(flavours)
+        return import_library(flavours) if load else find_library(flavours)
     except Tf2aifError as error:
         fault = error.faults[0]
         raise StepFailed(fault.message, hint=fault.hint) from error
