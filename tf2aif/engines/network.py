@@ -265,7 +265,7 @@ def read_network(folder: Path) -> Network:
     except msgspec.MsgspecError as error:
         raise Tf2aifError(f"not a layer graph: {error}", at=str(path)) from error
     try:
-        with np.load(arrays, allow_pickle=False) as stored:
+        with open(arrays, "rb") as file, np.load(file, allow_pickle=False) as stored:
             weights = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise Tf2aifError(f"broken weights: {error}", at=str(arrays)) from error

@@ -13,7 +13,7 @@ from ..engines.network import AnyLayer, Input, Network, Output
 from ..engines.signature import Signature, read_signature
 from ..errors import StepFailed
 from .constants import read_graph
-from .draft import Draft, Tile
+from .draft import PARTS, Draft
 from .lift import lift
 from .simplify import simplify
 
@@ -36,9 +36,11 @@ def _check(draft: Draft, batch: int) -> None:
     if not draft.layers:
         raise StepFailed("the model computes nothing: its outputs are its inputs")
     for layer in draft.layers.values():
-        if isinstance(layer, Tile):
+        if isinstance(layer, PARTS):
             raise StepFailed(
-                "no layer for operator Tile: it does not enlarge a picture", at=layer.source
+                f"no layer for operator {layer.source.rpartition('_')[0]}: with what is around it "
+                "it is neither an enlargement nor a dilated convolution",
+                at=layer.source,
             )
         if not layer.shape or layer.shape[0] != batch:
             raise StepFailed(

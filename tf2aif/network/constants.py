@@ -52,7 +52,13 @@ def read_graph(saved_model: Path, signature: Signature) -> Known:
     constant = _constant_nodes(meta.graph_def, graph, shapes)
     nodes = tuple(node for node in meta.graph_def.node if node.name not in constant)
     wanted = {tensor(name) for node in nodes for name in node.input} | set(outputs.values())
-    needed = sorted(name for name in wanted if name.partition(":")[0] in constant)
+    # Lists of tensors (variants) are no numbers; what reads them is no layer either.
+    needed = sorted(
+        name
+        for name in wanted
+        if name.partition(":")[0] in constant
+        and graph.get_tensor_by_name(name).dtype.is_numpy_compatible
+    )
     # The shape of a tensor is taken from the tensor itself, so the inputs have to be something.
     zeros = {name: np.zeros(shapes[name], _dtype(graph, name)) for name in inputs.values()}
     with tf.compat.v1.Session(graph=graph) as session:

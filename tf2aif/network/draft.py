@@ -8,13 +8,31 @@ from typing import Any
 import msgspec
 
 from ..engines import Array
-from ..engines.network import Layer
+from ..engines.network import Layer, Pair, Sides
 
 
 class Tile(Layer, frozen=True, kw_only=True, tag="tile"):
     """Copies along axes; only as part of an enlargement that repeats pixels."""
 
     multiples: tuple[int, ...]
+
+
+class Spread(Layer, frozen=True, kw_only=True, tag="spread"):
+    """Pixels dealt out to batches (SpaceToBatchND); only before a dilated convolution."""
+
+    block: Pair
+    padding: Sides
+
+
+class Gather(Layer, frozen=True, kw_only=True, tag="gather"):
+    """Such batches put together again (BatchToSpaceND), after that convolution."""
+
+    block: Pair
+    crops: Sides
+
+
+PARTS = (Tile, Spread, Gather)
+"""What is no layer by itself."""
 
 
 class Draft:

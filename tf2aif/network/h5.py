@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..engines.network import Network
-from .keras_layers import KerasLayer, keras_layers
+from .keras_layers import KerasLayer, keras_layers, keras_name
 from .keras_model import keras_config
 
 KERAS_VERSION = "2.12.0"
@@ -35,7 +35,7 @@ def write_h5(path: Path, net: Network) -> None:
 
     config = json.dumps(keras_config(net), sort_keys=True)
     layers = keras_layers(net)
-    names = [each["name"] for each in json.loads(config)["config"]["layers"]]
+    names = _loading_order(net, layers)
     with h5py.File(path, "w", libver="earliest", track_order=False) as file:
         file.attrs["model_config"] = np.bytes_(config)
         _mark(file)
@@ -45,6 +45,28 @@ def write_h5(path: Path, net: Network) -> None:
         by_name = {layer.name: layer for layer in layers}
         for name in names:
             _write_weights(group.create_group(name), by_name.get(name))
+
+
+def _loading_order(net: Network, layers: list[KerasLayer]) -> list[str]:
+    """Layers as Keras 2 numbers those of a model, by which it matches their weights.
+
+    By their depth below the outputs, deepest first; of equal depth as a walk from the outputs
+    meets them.
+    """
+    reads = {layer.name: [keras_name(name) for name in layer.inputs] for layer in layers}
+    reads |= {keras_name(each.name): [] for each in net.inputs}
+    met: dict[str, int] = {}
+    stack = [keras_name(each.tensor) for each in reversed(net.outputs)]
+    while stack:
+        name = stack.pop()
+        if name not in met:
+            met[name] = len(met)
+            stack += reversed(reads[name])
+    depths = dict.fromkeys(met, 0)
+    for layer in reversed(layers):
+        for name in reads[layer.name]:
+            depths[name] = max(depths[name], depths[layer.name] + 1)
+    return sorted(met, key=lambda name: (-depths[name], met[name]))
 
 
 def _mark(group: Any) -> None:

@@ -16,10 +16,10 @@ from ..engines import Array, network
 from ..engines.network import Pair, Sides
 from ..errors import StepFailed
 from .constants import Known, tensor
-from .draft import Draft, Tile
+from .draft import Draft, Gather, Spread, Tile
 
 _PASSED_ON = ("Identity", "StopGradient", "PreventGradient", "Snapshot", "CheckNumerics")
-_LOOPS = ("While", "StatelessWhile", "TensorList", "PartitionedCall", "StatelessIf", "If")
+_LOOPS = ("While", "StatelessWhile", "TensorList")
 _FLOATS = (1, 2, 19, 14)  # DT_FLOAT, DT_DOUBLE, DT_HALF, DT_BFLOAT16
 
 
@@ -130,6 +130,9 @@ def _check_operators(known: Known) -> None:
         hint = "recurrent layers (GRU, LSTM) are loops, which have no layer here: " + hint
     elif any("3D" in op for op in found):
         hint = "3-D convolution and pooling have no layer here: " + hint
+    elif any(op.endswith("PartitionedCall") for op in found):
+        hint = "a function compiled by itself (XLA) is closed to us, such as Keras' convolution in "
+        hint += "groups: build the model without it, or take a target with another engine"
     raise StepFailed(f"the layer graph has no operator: {told}", hint=hint)
 
 
@@ -310,7 +313,27 @@ def _transpose(lifting: _Lifting, node: Any) -> str:
 
 def _tile(lifting: _Lifting, node: Any) -> str:
     multiples = tuple(int(n) for n in lifting.value(node, 1))
+    if set(multiples) == {1}:
+        return lifting.source(node)
     return lifting.add(node, Tile, multiples=multiples)
+
+
+def _spread(lifting: _Lifting, node: Any) -> str:
+    block, padding = _blocks(lifting, node)
+    return lifting.add(node, Spread, block=block, padding=padding)
+
+
+def _gather(lifting: _Lifting, node: Any) -> str:
+    block, crops = _blocks(lifting, node)
+    return lifting.add(node, Gather, block=block, crops=crops)
+
+
+def _blocks(lifting: _Lifting, node: Any) -> tuple[Pair, Sides]:
+    block = [int(n) for n in lifting.value(node, 1)]
+    sides = [int(n) for n in lifting.value(node, 2).reshape(-1)]
+    if len(block) != 2:
+        raise refuse(node, f"over {len(block)} axes; over height and width it is one")
+    return (block[0], block[1]), (sides[0], sides[1], sides[2], sides[3])
 
 
 def _enlarge(lifting: _Lifting, node: Any) -> str:
@@ -403,6 +426,7 @@ LIFTS: dict[str, Callable[[_Lifting, Any], str]] = {
     "Add": _sum,
     "AddV2": _sum,
     "AvgPool": _pool(network.AveragePool),
+    "BatchToSpaceND": _gather,
     "BiasAdd": _bias,
     "Cast": _cast,
     "ClipByValue": _clip,
@@ -429,6 +453,7 @@ LIFTS: dict[str, Callable[[_Lifting, Any], str]] = {
     "ResizeNearestNeighbor": _enlarge,
     "Sigmoid": _activation(network.Sigmoid),
     "Softmax": _softmax,
+    "SpaceToBatchND": _spread,
     "Squeeze": _reshape,
     "Sub": _difference,
     "Tanh": _activation(network.Tanh),

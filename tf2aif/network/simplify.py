@@ -9,8 +9,9 @@ import numpy as np
 
 from ..engines import Array, network
 from ..engines.network import Layer
-from .draft import Draft, Tile
+from .draft import Draft, Gather, Spread, Tile
 
+_DILATED = (network.Conv2D, network.DepthwiseConv2D)
 _KERNELS = (network.Conv2D, network.DepthwiseConv2D, network.Conv2DTranspose, network.Dense)
 
 
@@ -41,6 +42,38 @@ def _enlargement(draft: Draft, name: str) -> bool:
         return False
     factors = (factor, 1) if place == 2 else (1, factor)
     draft.replace(name, _like(outer, network.Resize, inner.inputs, factors=factors))
+    return True
+
+
+def _dilation(draft: Draft, name: str) -> bool:
+    """A convolution of pixels dealt out to batches, put together again, is a dilated one."""
+    outer = draft.get(name, Gather)
+    kernel = outer and draft.layers.get(outer.inputs[0])
+    inner = kernel and draft.get(kernel.inputs[0], Spread)
+    if outer is None or not inner or not isinstance(kernel, _DILATED):
+        return False
+    if (kernel.strides, kernel.padding, outer.block) != ((1, 1), (0, 0, 0, 0), inner.block):
+        return False
+    top, _, left, _ = inner.padding
+    if outer.crops[0] or outer.crops[2]:
+        return False
+    given, size = draft.shape(inner.inputs[0]), draft.weights[kernel.name]["kernel"].shape[:2]
+    below, right = (
+        outer.shape[i + 1] + (size[i] - 1) * inner.block[i] - given[i + 1] - (top, left)[i]
+        for i in (0, 1)
+    )
+    if min(below, right) < 0:
+        return False
+    how: dict[str, Any] = {"strides": (1, 1), "dilations": inner.block}
+    made = _like(
+        outer,
+        type(kernel),
+        inner.inputs,
+        source=kernel.source,
+        padding=(top, below, left, right),
+        **how,
+    )
+    draft.replace(name, made, draft.weights[kernel.name])
     return True
 
 
@@ -236,7 +269,7 @@ def _fold_padding(draft: Draft, name: str) -> bool:
     return True
 
 
-_SPELLED_OUT = (_enlargement, _dense_on_pictures, _hard_sigmoid, _hard_swish, _prelu)
+_SPELLED_OUT = (_enlargement, _dilation, _dense_on_pictures, _hard_sigmoid, _hard_swish, _prelu)
 _FOLDED = (_nothing, _two_in_one, _fold_back, _fold_on, _fold_padding)
 
 
