@@ -15,7 +15,6 @@ from ..freshness import assess
 from ..graph import Graph, Step
 from ..observed import current_value
 from ..records import ActionRecord, artifact_digest
-from ..toolchains import Missing, identity
 from ..workspace import Workspace
 
 
@@ -60,7 +59,7 @@ class _Search:
     def look(self, step: Step) -> None:
         """Find out what the step makes; or ask."""
         shared, space = self.workspace.shared, self.workspace
-        if shared is None or isinstance(identity(step.toolchain), Missing):
+        if shared is None:
             return
         verdict = assess(step, space, {name: self.known[name] for name in step.inputs.values()})
         if verdict.state in ("fresh", "stored") and verdict.record:
