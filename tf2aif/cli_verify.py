@@ -17,7 +17,7 @@ from .errors import Tf2aifError, ToolchainMissing
 
 if TYPE_CHECKING:
     from .file_differences import FileDifference
-    from .verify import ImageCheck, StepCheck, Verification
+    from .verification import ImageCheck, StepCheck, Verification
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 Show = Callable[[Any], None]
@@ -69,6 +69,8 @@ def _verify(arguments: argparse.Namespace, show_json: Show) -> int:
         print("\n".join(_lines(found)))
         if arguments.keep:
             print(f"\nthe second build is in {arguments.keep}")
+        elif any(check.state == "failed" for check in found.steps.values()):
+            print("\nto keep the second build with its logs: --keep DIR")
     if not found.same:
         return Tf2aifError.exit_code
     return ToolchainMissing.exit_code if arguments.strict and found.partial else 0
@@ -122,7 +124,7 @@ _VARIANT = {
 
 
 def _words(check: StepCheck) -> str:
-    from .verify import WORDS
+    from .verification import WORDS
 
     because = f": {', '.join(check.after)}" if check.after else ""
     message = f" ({check.message})" if check.message else ""

@@ -60,6 +60,7 @@ class SecondBuild:
         self.workspace = Workspace(project, build=folder.resolve() / "build")
         self.workspace.store = Store(folder.resolve() / "store")
         self.workspace.places = first.places  # the same toolchains, wherever they are
+        assert self.workspace.shared is None  # noqa: S101  and no shared cache
         self.workers = workers or Workers()
         self._own_workers = workers is None
 
