@@ -67,9 +67,16 @@ def copy(job: Job, say: str = "", variable: str = "") -> dict[str, Any]:
     return {"pid": os.getpid(), "python": sys.prefix, "variable": os.environ.get(variable)}
 
 
+def network(job: Job) -> dict[str, Any]:
+    """Which network interfaces there are, and who we are."""
+    (job.out / "done").write_text("done")
+    return {"interfaces": sorted(os.listdir("/sys/class/net")), "user": os.getuid()}
+
+
 def sleep(job: Job, mark: str, seconds: float = 60) -> None:
     """Take long, with a child; their process ids are in the file `mark`."""
-    with subprocess.Popen(["sleep", str(seconds)]) as child:
+    words = [sys.executable, "-S", "-c", f"import time; time.sleep({seconds})"]
+    with subprocess.Popen(words) as child:
         print("sleeping", flush=True)
         beside = Path(f"{mark}.new")
         beside.write_text(f"{os.getpid()} {child.pid}")
@@ -95,4 +102,7 @@ def call(job: Job) -> dict[str, Any]:
     return {"value": load_function(job.inputs["code"], "value")()}
 
 
-ERRANDS = {errand.__name__: errand for errand in (call, copy, crash, emulate, refuse, sleep, where)}
+ERRANDS = {
+    errand.__name__: errand
+    for errand in (call, copy, crash, emulate, network, refuse, sleep, where)
+}

@@ -32,8 +32,8 @@ from .toolchains import (
     Making,
     child_environment,
     command,
-    connection,
     prepare,
+    route,
     search_path,
     warm_modules,
 )
@@ -353,7 +353,7 @@ def worker_command(request: Request) -> tuple[list[str], dict[str, str]]:
 
 def run_by_hand(request: Request) -> int:
     """Run one step on the terminal; its exit code."""
-    if way := connection(request.toolchain, request.place):
+    if way := route(request.toolchain, request.place):
         from .offload import Trip, run_elsewhere  # they rest on this module
 
         trip = Trip(way, Path("/dev/stderr"))
@@ -401,7 +401,7 @@ def main() -> int:
     if not words.request:
         parser.error("--request FILE is needed")
     request = _resolved(words.request, dict(one.split("=", 1) for one in words.input))
-    if not words.here and connection(request.toolchain, request.place) is None:
+    if not words.here and route(request.toolchain, request.place) is None:
         prepare(request.toolchain, Making(Path("/dev/stderr")), request.place)
         argv, environment = worker_command(request)
         os.execve(argv[0], [*argv, *sys.argv[1:], "--here"], environment)

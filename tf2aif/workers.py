@@ -31,7 +31,7 @@ from .facts import Facts
 from .observed import current_value
 from .postmortem import cause_of_death, command_by_hand, full_message, oom_kills
 from .processes import tree_memory_mb
-from .toolchains import Making, connection, prepare
+from .toolchains import Making, prepare, route
 from .worker import Failure, Reply, Request, Task, failed_reply, worker_command
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Workers:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
         self._fail_if_closed(request, log)
-        way = connection(request.toolchain, request.place)
+        way = route(request.toolchain, request.place)
         if way is not None:
             return self._offload(way, request, log, timeout_s, memory_mb)
         try:

@@ -33,11 +33,11 @@ __all__ = [
     "Toolchain",
     "child_environment",
     "command",
-    "connection",
     "environment_facts",
     "find",
     "identity",
     "prepare",
+    "route",
     "search_path",
     "warm_modules",
 ]
@@ -222,7 +222,7 @@ def identity(name: str, place: Place | None = None) -> Identity | Missing:
     return kind.identity(toolchain)
 
 
-def connection(name: str, place: Place | None = None) -> Connection | None:
+def route(name: str, place: Place | None = None) -> Connection | None:
     """The way to where its steps run; None: a worker on this machine."""
     toolchain = find(name, place)
     if toolchain.kind not in FAR:
