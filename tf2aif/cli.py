@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .cli_bundles import add_bundle_command
+from .cli_cache import add_cache_command
 from .cli_images import add_image_commands, add_image_flag
 from .cli_serving import PASSED_ON, add_serving_commands, pass_on
 from .cli_verify import add_verify_command
@@ -93,9 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_list,
         _add_targets,
         _add_doctor,
-        _add_cache,
     ):
         add(commands)
+    add_cache_command(commands, _command, _print_json)
     add_serving_commands(commands, _command, _print_json)
     add_image_commands(commands, _command, _print_json)
     add_bundle_command(commands, _command, _print_json)
@@ -174,40 +175,12 @@ def _add_doctor(commands: Commands) -> None:
     _command(commands, "doctor", _doctor, "which toolchains are here, and what each target lacks")
 
 
-def _add_cache(commands: Commands) -> None:
-    parser = _command(commands, "cache", _cache, "the store on this machine")
-    parser.add_argument("action", choices=("info", "verify", "gc"))
-    parser.add_argument("--max-size", type=_bytes, help="gc: keep at most this much, such as 10G")
-    parser.add_argument(
-        "--older-than", type=_days, help="gc: drop what was unused so long: 30d, 12h"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="gc: say what would go")
-
-
 def _jobs(text: str) -> int:
     if text == "auto":
         return len(os.sched_getaffinity(0))
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a number from 1 up nor 'auto'")
     return int(text)
-
-
-def _bytes(text: str) -> int:
-    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-    number = text.upper().removesuffix("B").removesuffix("I")
-    unit = number[-1:] if number[-1:] in units else ""
-    try:
-        return int(float(number.removesuffix(unit) if unit else number) * units[unit])
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size such as 500M or 10G") from None
-
-
-def _days(text: str) -> float:
-    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-    try:
-        return float(text[:-1]) * units[text[-1:]]
-    except (ValueError, KeyError):
-        raise argparse.ArgumentTypeError(f"'{text}' is no time such as 30d or 12h") from None
 
 
 # The commands.
@@ -431,32 +404,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
         print(f"{title}:")
         for name, words in lines.items():
             print(f"  {name:<14} {words}")
-    return 0
-
-
-def _cache(arguments: argparse.Namespace) -> int:
-    import msgspec
-
-    from .store import Store
-
-    store = Store()
-    found: msgspec.Struct
-    if arguments.action == "info":
-        found = store.info()
-    elif arguments.action == "verify":
-        found = store.verify()
-    else:
-        found = store.gc(
-            max_size_bytes=arguments.max_size,
-            older_than_s=arguments.older_than,
-            dry_run=arguments.dry_run,
-        )
-    shape = msgspec.to_builtins(found)
-    if arguments.json:
-        _print_json(shape)
-    else:
-        for name, value in shape.items():
-            print(f"{name.replace('_', ' '):<18} {value}")
     return 0
 
 

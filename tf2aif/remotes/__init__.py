@@ -85,18 +85,30 @@ def uses(
     return found
 
 
-def open_for(project: Path, chosen: str = "") -> Shared | None:
+def open_for(project: Path, chosen: str = "", *, write: bool = False) -> Shared | None:
     """The shared caches of a project, as its `tf2aif.yaml` and the environment say.
 
-    `chosen` is the address of the one to use instead. Folders are relative to the project. Raises
-    FilesError for a wrong configuration, Tf2aifError for a wrong address or key.
+    `chosen` is the address of the one to use instead, with the right to `write` to it. Folders are
+    relative to the project. Raises FilesError for a wrong configuration, Tf2aifError for a wrong
+    address or key.
     """
     from ..spec.config import load_config
 
     cache = load_config(project).cache
-    found = uses((RemoteUse(one.url, one.write) for one in cache.remotes), chosen)
-    placed = [RemoteUse(_placed(one.url, project), one.write) for one in found]
-    return open_shared(placed, trusted=cache.trusted, timeout_s=cache.timeout_s)
+    found = wanted(project, chosen)
+    if chosen and write:
+        found = tuple(RemoteUse(one.url, write=True) for one in found)
+    return open_shared(found, trusted=cache.trusted, timeout_s=cache.timeout_s)
+
+
+def wanted(project: Path, chosen: str = "") -> tuple[RemoteUse, ...]:
+    """Which remotes a project uses; folders by their whole path. Raises FilesError."""
+    from ..spec.config import load_config
+
+    configured = (RemoteUse(one.url, one.write) for one in load_config(project).cache.remotes)
+    return tuple(
+        RemoteUse(_placed(one.url, project), one.write) for one in uses(configured, chosen)
+    )
 
 
 def _placed(url: str, project: Path) -> str:
@@ -110,15 +122,15 @@ def open_shared(
 
     Raises Tf2aifError for a wrong address or key.
     """
-    wanted = tuple(remotes)
-    if not wanted:
+    used = tuple(remotes)
+    if not used:
         return None
     from .keys import Trusted, find_signing_key
     from .shared import Shared
 
     key = find_signing_key()
     return Shared(
-        [(open_remote(one.url, timeout_s), one.write) for one in wanted],
+        [(open_remote(one.url, timeout_s), one.write) for one in used],
         trusted=Trusted([*trusted, *([key.public] if key else [])]),
         key=key,
         timeout_s=timeout_s,

@@ -7,25 +7,32 @@ one step after the other. Where a step has to run here, those behind it are aske
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from pathlib import Path
 
+from ..facts import Value
 from ..freshness import assess
 from ..graph import Graph, Step
 from ..observed import current_value
 from ..records import ActionRecord, artifact_digest
+from ..store import Store
 from ..workspace import Workspace
 
+Begin = Callable[[Step, str, Callable[[str], Value], Store], Future[ActionRecord | None]]
 
-def fetch_ahead(graph: Graph, workspace: Workspace) -> tuple[str, ...]:
+
+def fetch_ahead(graph: Graph, workspace: Workspace, *, dry_run: bool = False) -> tuple[str, ...]:
     """Bring what the remotes have into the store; the steps that were found there.
 
     Nothing is put in its place in `build/`, and what is there or in the store is not asked for.
+    With `dry_run` only records are read, and the shared cache's report says what would be taken.
     """
     if workspace.shared is None:
         return ()
-    search = _Search(graph, workspace)
+    shared = workspace.shared
+    search = _Search(graph, workspace, shared.begin_looking if dry_run else shared.begin_taking)
     search.run()
     return tuple(name for name in graph.steps if name in search.taken)
 
@@ -33,9 +40,10 @@ def fetch_ahead(graph: Graph, workspace: Workspace) -> tuple[str, ...]:
 class _Search:
     """The steps whose artifacts are known, and those that are being asked for."""
 
-    def __init__(self, graph: Graph, workspace: Workspace) -> None:
+    def __init__(self, graph: Graph, workspace: Workspace, begin: Begin) -> None:
         self.graph = graph
         self.workspace = workspace
+        self.begin = begin
         self.known: dict[str, str] = {}  # step -> the digest of its artifact
         self.taken: set[str] = set()
         self.asked: dict[Future[ActionRecord | None], str] = {}
@@ -58,15 +66,13 @@ class _Search:
 
     def look(self, step: Step) -> None:
         """Find out what the step makes; or ask."""
-        shared, space = self.workspace.shared, self.workspace
-        if shared is None:
-            return
+        space = self.workspace
         verdict = assess(step, space, {name: self.known[name] for name in step.inputs.values()})
         if verdict.state in ("fresh", "stored") and verdict.record:
             self.learn(step.id, verdict.record)
         elif verdict.key:
             current = partial(current_value, folder=Path(step.folder), cache=space.stats)
-            asked = shared.begin_taking(step, verdict.key, current, space.store)
+            asked = self.begin(step, verdict.key, current, space.store)
             self.asked[asked] = step.id
 
     def learn(self, name: str, record: ActionRecord) -> None:

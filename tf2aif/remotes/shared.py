@@ -20,12 +20,12 @@ import msgspec
 from ..errors import Tf2aifError
 from ..facts import Value, explain
 from ..graph import Step
-from ..records import ActionRecord
+from ..records import ActionRecord, OutputFile
 from ..store import CorruptBlob, Store
 from .crew import Crew, Job, TookTooLong
 from .keys import SigningKey, Trusted
 from .remote import Blob, Remote, RemoteFailed, action_name
-from .transfer import SLOWEST, allowed_s, fetch_blob, keep_content, upload_action
+from .transfer import SLOWEST, allowed_s, fetch_blob, holds, keep_content, upload_action
 from .trust import Believed, Bundle, Refused, check_record, decode_bundle, read_envelope
 
 Current = Callable[[str], Value]
@@ -132,6 +132,28 @@ class Shared:
         """The same in the background."""
         return self._looks.submit(lambda: self.take(step, key, current, store))
 
+    def begin_looking(
+        self, step: Step, key: str, current: Current, store: Store
+    ) -> Future[ActionRecord | None]:
+        """What would be taken, in the background; nothing is fetched but records."""
+
+        def call() -> ActionRecord | None:
+            for line in self.lines if self.trusted.keys else ():
+                try:
+                    if found := self._look(line, step, key, current):
+                        self._note_taken(found[0].record.outputs, store)
+                        return found[0].record
+                except RemoteFailed as error:
+                    self._fail(line, error)
+            return None
+
+        return self._looks.submit(call)
+
+    def _note_taken(self, outputs: Iterable[OutputFile], store: Store) -> None:
+        lacking = {(f.digest, f.size) for f in outputs if not store.has(f)}
+        with self._lock:
+            self._taken.update(actions=1, size=sum(size for _, size in lacking))
+
     def _look(
         self, line: Line, step: Step, key: str, current: Current
     ) -> tuple[Believed, Bundle] | None:
@@ -209,6 +231,18 @@ class Shared:
                 with self._lock:
                     self._to_push += size
                 self._pushes.submit(partial(self._push, line, record, store, size))
+
+    def lacks(self, record: ActionRecord) -> bool:
+        """Whether a remote that we may write to has not got this very record."""
+        return any(self._lacks(line, record) for line in self.lines if line.writes)
+
+    def _lacks(self, line: Line, record: ActionRecord) -> bool:
+        try:
+            bundle = self._read_bundle(line, record.key)
+        except RemoteFailed as error:
+            self._fail(line, error)
+            return False
+        return not holds(bundle, record, self.trusted)
 
     def _push(self, line: Line, record: ActionRecord, store: Store, size: int) -> None:
         if not line.writes or self.key is None:

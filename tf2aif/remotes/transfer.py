@@ -83,9 +83,9 @@ def upload_action(
     written over. Raises CorruptBlob where the store here has other bytes than the record says,
     and RemoteFailed.
     """
-    others = _believed(present, trusted)
-    if any(believed.record == record for _, believed in others):
+    if holds(present, record, trusted):
         return None
+    others = _believed(present, trusted)
     names, small, large = _read_outputs(record, store)
     sent = 0
     for blob, source in large.items():
@@ -100,6 +100,11 @@ def upload_action(
     blobs = dict.fromkeys([*large, *_blobs_of((b for _, b in kept[1:]), contents)])
     remote.put_action(action_name(record.key), data, tuple(blobs))
     return sent + len(data)
+
+
+def holds(present: Bundle | None, record: ActionRecord, trusted: Trusted) -> bool:
+    """Whether this very record is there, signed by who is trusted."""
+    return any(believed.record == record for _, believed in _believed(present, trusted))
 
 
 def _believed(bundle: Bundle | None, trusted: Trusted) -> list[tuple[Envelope, Believed]]:
