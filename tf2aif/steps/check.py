@@ -92,16 +92,11 @@ def run(job: Job) -> Mapping[str, Any]:
 
     options = msgspec.convert(job.options, Options)
     evaluation = read_set(job.inputs["evaluation"])
-    reference = read_reference(job.inputs["reference"])
-    outputs = _run_engine(job.inputs["artifact"], options, evaluation.inputs)
-    if "hooks" in job.inputs:
-        from .hooked import finish, load_hooked
-
-        path = job.inputs["hooks"]
-        hooks = load_hooked(path)
-        outputs, reference = finish(hooks, outputs, path), finish(hooks, reference, path)
-    _check_outputs(outputs, reference)
-    source, variant, drop = _score(job, options, outputs, reference, evaluation.labels)
+    found = _run_engine(job.inputs["artifact"], options, evaluation.inputs)
+    outputs, reference = _finished(job, found, read_reference(job.inputs["reference"]))
+    source, variant, drop = _score(
+        job, options.metric, options.output, outputs, reference, evaluation.labels
+    )
     result = Result(
         metric=options.metric,
         source=source,
@@ -116,6 +111,26 @@ def run(job: Job) -> Mapping[str, Any]:
     (job.out / "check.json").write_bytes(encoded + b"\n")
     built: dict[str, Any] = msgspec.to_builtins(result)
     return built
+
+
+def score_outputs(
+    job: Job,
+    metric: str | None,
+    output: str | None,
+    outputs: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    labels: Array | None,
+) -> Score:
+    """What the gate would look at, for outputs that a search has at hand and no artifact yet.
+
+    `job.inputs` has the user's `hooks` and `metric` as `run` gets them.
+    """
+    outputs, reference = _finished(job, outputs, reference)
+    source, variant, drop = _score(job, metric, output, outputs, reference, labels)
+    if metric is None or source is None or variant is None or drop is None:
+        worst = min(compare(outputs[name], reference[name]).cosine for name in reference)
+        return Score(metric="cosine", source=1.0, variant=worst, drop=float(f"{1 - worst:.12g}"))
+    return Score(metric=metric, source=source, variant=variant, drop=drop)
 
 
 def read_reference(folder: Path) -> dict[str, Array]:
@@ -154,6 +169,21 @@ def _run_engine(artifact: Path, options: Options, samples: Mapping[str, Array]) 
         engine.close()
 
 
+def _finished(
+    job: Job, outputs: Mapping[str, Array], reference: Mapping[str, Array]
+) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    """Outputs and reference through the service's hooks, where it has any; they go together."""
+    if "hooks" in job.inputs:
+        from .hooked import finish, load_hooked
+
+        path = job.inputs["hooks"]
+        hooks = load_hooked(path)
+        outputs = finish(hooks, dict(outputs), path)
+        reference = finish(hooks, dict(reference), path)
+    _check_outputs(outputs, reference)
+    return outputs, reference
+
+
 def _check_outputs(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
     import numpy as np
 
@@ -174,7 +204,8 @@ def _check_outputs(outputs: Mapping[str, Array], reference: Mapping[str, Array])
 
 def _score(
     job: Job,
-    options: Options,
+    metric: str | None,
+    wanted: str | None,
     outputs: Mapping[str, Array],
     reference: Mapping[str, Array],
     labels: Array | None,
@@ -182,13 +213,13 @@ def _score(
     """Source's score, variant's score and the drop."""
     from ..metrics import higher_is_better, scorer, truth_of
 
-    if options.metric is None:
+    if metric is None:
         return None, None, None
-    name = _choose_output(options.output, list(reference))
-    function: Scorer = scorer(options.metric, job.inputs.get("metric"))
-    truth = truth_of(options.metric, reference[name]) if labels is None else labels
+    name = _choose_output(wanted, list(reference))
+    function: Scorer = scorer(metric, job.inputs.get("metric"))
+    truth = truth_of(metric, reference[name]) if labels is None else labels
     source, variant = function(reference[name], truth), function(outputs[name], truth)
-    better = higher_is_better(options.metric, function)
+    better = higher_is_better(metric, function)
     drop = source - variant if better else variant - source
     # 0.913 - 0.893 is 0.02, which a gate of 0.02 allows: the last bits are rounding's.
     return source, variant, float(f"{drop:.12g}")

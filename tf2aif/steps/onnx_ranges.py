@@ -59,7 +59,6 @@ def thresholds(
 def _observed(model: Any, tensors: Sequence[str]) -> Any:
     """A session that gives inner tensors."""
     import onnx
-    import onnxruntime
 
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -67,10 +66,17 @@ def _observed(model: Any, tensors: Sequence[str]) -> Any:
     for i, tensor in enumerate(tensors):
         watched.graph.output.add(name=f"watched.{i}")
         watched.graph.node.add(op_type="Identity", input=[tensor], output=[f"watched.{i}"])
+    return make_session(watched)
+
+
+def make_session(model: Any) -> Any:
+    """A session of ONNX Runtime on the CPU, of a model in memory."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
-        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 

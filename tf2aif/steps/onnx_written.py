@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from ..engines.signature import Signature, fits
 from ..errors import StepFailed
 from ..sampleset import read_set
 from .onnx_graph import all_nodes, canonical_form, write_model
-from .onnx_layers import Placement, count_quantised, quantise
+from .onnx_layers import count_quantised
 from .onnx_types import emulation, has_half, lower
 
 CHECK_FILE = "check.onnx"
@@ -50,20 +50,12 @@ def write_quantised(model: Any, signature: Signature, out: Path, rest: Rest) -> 
     }
 
 
-def quantised_model(
-    model: Any,
-    signature: Signature,
-    placement: Placement,
-    limits: Mapping[str, float],
-    chosen: Collection[str],
-    rest: Rest,
-) -> Any:
-    """The float32 model with Q/DQ nodes at the chosen layers, with scales that `rest` can hold.
-
-    It is in canonical form.
-    """
-    made = quantise(model, placement, limits, chosen, half=rest == "fp16")
-    return canonical_form(made, signature)
+def computed(model: Any, signature: Signature, rest: Rest) -> Any:
+    """What a CPU runs in place of that quantised model once the rest of it has its type."""
+    if rest == "fp32":
+        return model
+    typed = canonical_form(lower(model, "fp16").model, signature)
+    return canonical_form(emulation(typed), signature)
 
 
 def nothing_quantised() -> StepFailed:
