@@ -15,12 +15,13 @@ from engine import docker_engine, docker_registry, emulated_arm64, need
 
 from tf2aif import __version__, tasks
 from tf2aif.build import Build
+from tf2aif.cli import main
 from tf2aif.engines import litert
 from tf2aif.errors import StepFailed, Tf2aifError, ToolchainMissing
 from tf2aif.oci.client_image import client_layout, find_client, push_client, write_client_image
 from tf2aif.oci.docker_build import build_variant
 from tf2aif.oci.documents import Index, Platform
-from tf2aif.oci.engine import Engine, Needs, container_options
+from tf2aif.oci.engine import Engine, Needs, container_options, is_ready
 from tf2aif.oci.image import referrers_tag
 from tf2aif.oci.layout import Layout
 from tf2aif.oci.outputs import find_image, load_image, push_images, run_image, save_image
@@ -298,6 +299,41 @@ def test_an_archive_loads(built: Path, engine: Engine, tmp_path: Path):
         loaded = engine.client.images.load(file)
     assert [one.id for one in loaded] == [image.stored().manifest.config.digest]
     assert "kws:cpu-int8" in loaded[0].tags
+
+
+def test_the_words_of_the_command_line(
+    built: Path,
+    engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """`image save`, `load`, `verify`, `push` and `run`, of a variant and of the client."""
+    monkeypatch.chdir(built.parent)
+
+    def told(*words: str) -> Any:
+        assert main([*words]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    address = address_of(engine)
+    assert told("image", "--json", "verify", "client", "kws/cpu-int8") == {"faults": []}
+    saved = told("image", "--json", "save", "client", "-o", str(tmp_path / "client.tar"))
+    assert saved["size_bytes"] == (tmp_path / "client.tar").stat().st_size
+    assert verify(tmp_path / "client.tar") == ()
+    loaded = told("image", "--json", "load", "--engine", address, "client")
+    assert loaded["name"] == f"client:{__version__}"
+    assert engine.client.images.get(loaded["name"]).id == loaded["id"]
+    with docker_registry(tmp_path / "registry") as registry:
+        pushed = told("push", "--json", "kws", "client", "--to", f"{registry}/team")["images"]
+    names = [image["name"].removeprefix(f"{registry}/team/") for image in pushed]
+    tags = ("arm-int8", "cpu-int8", "cpu-openvino-fp32", "litert-int8")
+    assert names == [*(f"kws:{tag}" for tag in tags), f"client:{__version__}"]
+    words = ("run", "--json", "kws/cpu-int8", "--engine", address, "--network", "host")
+    running = told(*words)
+    assert is_ready(running["address"])
+    engine.stop(running["id"])
+    assert main(["image", "save", "kws/none"]) == 1
+    assert "there is no image of kws/none" in capsys.readouterr().err
 
 
 def test_the_docker_builder_makes_an_image_that_serves(built: Path, engine: Engine):

@@ -179,6 +179,16 @@ def test_a_lock_stands_while_its_requirements_do():
     assert dict(pins(resolve(other, old)))["h11"] == "0.14.0"  # kept: it fits
 
 
+def test_no_lock_names_what_pip_refuses():
+    """LiteRT names a backport that has no release for Python 3.11; there it imports it not."""
+    for path in (Path(path) for path in find_inputs(Path("nowhere"), {}).locks.values()):
+        if path.suffix == ".txt":
+            assert pins(text := path.read_text()), path.name
+            assert "backports-strenum" not in dict(pins(text)), path.name
+    wanted = Wanted(requirements=("ai-edge-litert>=2.1,<3",), platform="linux/amd64", python="3.11")
+    assert "backports-strenum" not in dict(pins(resolve(wanted)))
+
+
 def test_source_date_epoch(tmp_path: Path):
     assert find_inputs(tmp_path, {"SOURCE_DATE_EPOCH": "12"}).epoch == 12
     assert find_inputs(tmp_path, {}).epoch == 0

@@ -21,6 +21,10 @@ from ..errors import StepFailed, ToolchainMissing
 
 GLIBC = "2_28"  # the oldest that numpy and the engines have wheels for; Debian 12 has 2.36
 _MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+# A backport of what Python has since 3.11, which LiteRT names for every Python and never imports
+# there. Its last release refuses 3.11, and uv, which overlooks that, would pin what pip refuses.
+# To be dropped once LiteRT names it for older ones only.
+_OVERRIDES = "backports.strenum; python_version < '3.11'\n"
 _TIMEOUT_S = 900.0
 _HEAD = re.compile(r"^# (?P<name>requires|platform|python|glibc): (?P<value>.+)$", re.MULTILINE)
 _PIN = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>\S+)", re.MULTILINE)
@@ -66,9 +70,12 @@ def resolve(wanted: Wanted, preferred: str = "") -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         lock, given = Path(folder, "lock.txt"), Path(folder, "requirements.in")
+        overrides = Path(folder, "overrides.txt")
+        overrides.write_text(_OVERRIDES)
         lock.write_text(preferred)
         given.write_text("".join(f"{one}\n" for one in sorted(set(wanted.requirements))))
         command = [*_uv(), "pip", "compile", str(given), "--output-file", str(lock), "--quiet"]
+        command += ["--override", str(overrides)]
         command += ["--generate-hashes", "--no-header", "--no-annotate", *wanted.arguments()]
         done = _run([*command, "--no-emit-index-url", "--no-emit-find-links"], folder)
         text = lock.read_text()

@@ -15,7 +15,9 @@ from .lockfile import Wanted, install
 FOLDER = "opt/tf2aif/packages"
 
 # Tests and headers of numpy; in LiteRT the accelerators for other processors than the CPU and the
-# tools that compile models for them: together half of what the two install.
+# tools that compile models for them: together half of what the two install. TensorFlow's headers,
+# 430 MB, and clang's library, which it names and never imports, are for building operators.
+_TENSORFLOW = ("tensorflow/include",)
 _UNUSED = {
     "numpy": ("numpy/**/tests", "numpy/_core/include", "numpy/_core/lib"),
     "ai-edge-litert": (
@@ -23,6 +25,9 @@ _UNUSED = {
         "ai_edge_litert/tools",
         "ai_edge_litert/vendors",
     ),
+    "libclang": ("clang",),
+    "tensorflow": _TENSORFLOW,
+    "tensorflow-cpu": _TENSORFLOW,
 }
 # Scripts for people, stubs for type checkers, and what an installer wrote for its own use.
 _EVERYWHERE = ("bin", "**/*.pyi", "*.dist-info/RECORD", "*.dist-info/INSTALLER",

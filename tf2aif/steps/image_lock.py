@@ -15,7 +15,7 @@ import msgspec
 from ..errors import StepFailed
 from . import Job
 
-VERSION = 1
+VERSION = 2
 TOOLCHAIN = "image"
 INPUTS: tuple[str, ...] = ()
 

@@ -9,7 +9,7 @@ import msgspec
 
 from . import Job
 
-VERSION = 1
+VERSION = 2
 TOOLCHAIN = "image"
 INPUTS = ("lock",)
 
