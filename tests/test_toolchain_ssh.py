@@ -20,7 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 from engine import Cutter, free_port
+from project import UserProject
 
 from tf2aif.errors import StepFailed
 from tf2aif.toolchains import Identity, Missing, identity
@@ -403,3 +405,51 @@ def test_the_printed_command_runs_it_there_again(run: Run, tmp_path: Path, place
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert f"operator 'Foo' is not supported (on {place.ssh})" in done.stderr
+
+
+# -- in a build --
+
+
+def test_a_build_whose_converter_is_on_another_machine(
+    make_project: Callable[..., UserProject], place: Place, server: Server
+) -> None:
+    """The samples, with the user's code, are read there; the rest of the build is here."""
+    project = make_project()
+    data = {"function": "loader.py:samples", "files": ["calibration.npy"]}
+    calibration = {"data": data, "samples": 32}
+    targets = {"arm": {"precisions": ["int8"]}}
+    project.write(project.recipe(calibration=calibration, targets=targets))
+    settle(project, place)
+    assert "calibration" in project.build()
+    assert project.last is not None
+    made = project.last.workspace.made("digits/calibration")
+    assert made is not None
+    assert made.facts["toolchain.kind"] == "ssh"
+    assert {"module.loader.py", "module.scaling.py"} <= set(made.observed)
+    assert project.build() == set()
+    project.path("scaling.py").write_text("def factor():\n    return 2\n")
+    assert "calibration" in project.build()
+    settle(project, place_at(free_port(), server.key))
+    project.path("scaling.py").write_text("def factor():\n    return 3\n")
+    project.build()
+    assert {record.state for record in project.last.records().values() if record} == {"bundled"}
+
+
+def settle(project: UserProject, place: Place) -> None:
+    """Write the settings of a project whose toolchain `python` is on another machine."""
+    words = {"ssh": place.ssh, "python": place.python, "options": list(place.options)}
+    (project.root / "tf2aif.yaml").write_text(yaml.safe_dump({"toolchains": {"python": words}}))
+
+
+def test_another_machine_leaves_no_stamp_that_says_nothing_to_do(
+    project: UserProject, place: Place
+) -> None:
+    """No stat of this machine tells that another one has a new version."""
+    settle(project, place)
+    project.write(project.recipe(targets={"arm": {"precisions": ["fp32"]}}))
+    for _ in range(2):
+        done = project.cli("build", TF2AIF_IMAGES="no")
+        assert done.returncode == 0, done.stderr
+    private = project.root / "build" / ".tf2aif"
+    assert private.is_dir()
+    assert not list(private.glob("noop-*.json"))
