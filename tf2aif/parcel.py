@@ -126,10 +126,12 @@ def receive(file: IO[bytes], out: Path | None) -> Answer | None:
     try:
         with tarfile.open(fileobj=file, mode="r|") as tar:
             for member in tar:
-                content = tar.extractfile(member)
-                if member.name == _ANSWER and content:
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is None or (member.name != _ANSWER and out is None):
+                    raise _stray(member.name)
+                if member.name == _ANSWER:
                     answer = msgspec.json.decode(content.read(), type=Answer)
-                elif content and out is not None:
+                elif out is not None:
                     _write(out, member, content)
     except (tarfile.TarError, EOFError):
         return None
@@ -194,8 +196,8 @@ def _write(out: Path, member: tarfile.TarInfo, content: IO[bytes]) -> None:
     """One file of what was made; nothing outside of `out` is touched, whatever its name says."""
     path = PurePosixPath(member.name)
     parts: Iterable[str] = path.parts[1:]
-    if not member.isreg() or path.parts[0] != _OUT or not parts or ".." in path.parts:
-        raise StepFailed(f"what came back has no business there: {member.name!r}")
+    if path.parts[0] != _OUT or not parts or ".." in path.parts:
+        raise _stray(member.name)
     dest = out.joinpath(*parts)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with open(dest, "wb") as file:
@@ -204,11 +206,15 @@ def _write(out: Path, member: tarfile.TarInfo, content: IO[bytes]) -> None:
         dest.chmod(0o755)
 
 
+def _stray(name: str) -> StepFailed:
+    return StepFailed(f"what came back has no business there: {name!r}")
+
+
 def _verify(out: Path, answer: Answer) -> None:
     """What is here now must be, to the bit, what was made there."""
     for folder in answer.folders:
         if PurePosixPath(folder).is_absolute() or ".." in PurePosixPath(folder).parts:
-            raise StepFailed(f"what came back has no business there: {folder!r}")
+            raise _stray(folder)
         (out / folder).mkdir(parents=True, exist_ok=True)
     if list_tree(out) != answer.files:
         raise StepFailed("what came back is not what was made: a file has another digest")
