@@ -64,29 +64,36 @@ def verify(
     damaged = {name: found for name in build.graph.steps if (found := damage_of(space, name))}
     second = SecondBuild(build.graph, space, folder, in_place=in_place, workers=workers)
     try:
-        again = _Again(build, second)
-        for name in build.graph.steps:
-            again.steps[name] = again.look(name)
-            listen(name, again.steps[name])
+        again = _Again(build, second, listen)
+        again.look_at(build.graph.steps)
         variants = {
             name: again.variant(variant, set(damaged))
             for name, variant in build.graph.variants.items()
         }
     finally:
         second.close()
-    return Verification(variants=variants, steps=again.steps, damaged=damaged)
+    steps = {name: again.steps[name] for name in build.graph.steps}
+    return Verification(variants=variants, steps=steps, damaged=damaged)
 
 
 class _Again:
     """Running the steps once more, one after the other."""
 
-    def __init__(self, build: Build, second: SecondBuild) -> None:
+    def __init__(self, build: Build, second: SecondBuild, listen: Listen) -> None:
         self.graph: Graph = build.graph
         self.first: Workspace = build.workspace
         self.second = second
+        self.listen = listen
         self.steps: dict[str, StepCheck] = {}
 
-    def look(self, name: str) -> StepCheck:
+    def look_at(self, names: Iterable[str]) -> None:
+        """Run and compare these steps, each once; in an order in which they can run."""
+        for name in names:
+            if name not in self.steps:
+                self.steps[name] = self._look(name)
+                self.listen(name, self.steps[name])
+
+    def _look(self, name: str) -> StepCheck:
         """Run a step and compare what it made."""
         step = self.graph.steps[name]
         how = compared_by(step)
@@ -158,6 +165,10 @@ class _Again:
             return told("differs", "no engine of this variant runs it, so outputs say nothing")
         if damage_of(self.first, step.id):
             return told("differs", "the first artifact is damaged, so it cannot be run")
+        samples = self.graph.steps[check].inputs["evaluation"]
+        self.look_at(self.graph.needs([samples]))  # it may stand behind this step
+        if self.steps[samples].state in ("failed", *UNVERIFIED):
+            return told("differs", f"{samples} did not run again, so outputs say nothing")
         try:
             found = self.second.compare_outputs(step.id, check)
         except Tf2aifError as error:
