@@ -21,6 +21,8 @@ from tf2aif.network.h5 import write_h5
 from tf2aif.network.keras_layers import keras_layers
 from tf2aif.network.keras_model import build_keras, keras_config
 
+pytest_plugins = ["network_fixtures"]
+
 # Keras and TensorFlow warn of their own formats and internals.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning"),
@@ -28,38 +30,6 @@ pytestmark = [
 ]
 
 Get = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> Get:
-    """A function that builds and imports a model once for each batch."""
-    folder = tmp_path_factory.mktemp("networks")
-
-    def get(name: str, batch: int | str = 1) -> Path:
-        out = folder / f"{name}-{batch}"
-        source = folder / f"{name}.{'h5' if name == 'legacy' else 'keras'}"
-        if not source.exists():
-            make = NETWORKS[name] if name in NETWORKS else REFUSED[name][0]
-            make().save(source)
-        if not out.exists():
-            run_step("import", out, {"source": source}, batch=batch)
-        return out
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def layers(imported: Get, tmp_path_factory: pytest.TempPathFactory) -> Get:
-    """A function that makes a model's layer graph once."""
-    folder = tmp_path_factory.mktemp("layers")
-
-    def get(name: str, batch: int | str = 1) -> Path:
-        out = folder / f"{name}-{batch}"
-        if not out.exists():
-            run_step("layers", out, {"model": imported(name, batch)})
-        return out
-
-    return get
 
 
 def feeds_for(net: Network, batch: int = 3) -> dict[str, Any]:
