@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,15 @@ def test_reading_settings_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], text=True)
     assert done == "[]\n"
+
+
+def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "toolchains.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- config -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    assert found
+    (tmp_path / "locks").mkdir()
+    wheel = write_wheel(tmp_path, "tiny", "1", {"tiny.py": ""})
+    (tmp_path / "locks" / "hls4ml.txt").write_text(pin(wheel))
+    write(tmp_path, found[1])
+    places = load_config(tmp_path).toolchains.values()
+    assert [place.kind for place in places] == ["venv", "ssh", "docker"]

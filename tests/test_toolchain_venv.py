@@ -309,6 +309,25 @@ def text_of(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+def test_what_nobody_uses_any_more_can_go(tiny: Toolchain, tmp_path: Path) -> None:
+    making = toolchains.Making(tmp_path / "log.txt")
+    venv.prepare(tiny, making)
+    home = venv.folder(tiny)
+    assert venv.collect(3600) == {}
+    os.utime(home / VENV_MARK, (0, 0))
+    venv.prepare(tiny, making)  # it is used
+    assert venv.collect(3600) == {}
+    os.utime(home / VENV_MARK, (0, 0))
+    assert venv.collect(3600, dry_run=True)[home] > 0
+    assert venv.is_made(tiny)
+    assert list(venv.collect(3600)) == [home]
+    assert not home.exists()
+    (home / "bin").mkdir(parents=True)  # what a killed build leaves has no mark
+    assert list(venv.collect(3600)) == [home]
+    venv.prepare(tiny, making)
+    assert venv.is_made(tiny)
+
+
 # -- it cannot be made --
 
 

@@ -11,6 +11,7 @@ was interrupted, and is made anew.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import shutil
 import site
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +108,7 @@ def prepare(toolchain: Toolchain, making: Making) -> None:
     from ..locks import locked
 
     home = folder(toolchain)
-    if (home / VENV_MARK).is_file():
+    if _use(home):
         return
     home.parent.mkdir(parents=True, exist_ok=True)
 
@@ -116,6 +118,40 @@ def prepare(toolchain: Toolchain, making: Making) -> None:
     with locked(home.with_suffix(".lock"), waiting=waiting):
         if not (home / VENV_MARK).is_file():
             _make(toolchain, home, making)
+
+
+def collect(older_than_s: float, *, dry_run: bool = False) -> dict[Path, int]:
+    """Remove environments that no step has used for so long, and what interrupted builds left.
+
+    Folder -> its size in bytes. A lock makes an environment again when a step needs it.
+    """
+    from ..locks import locked
+
+    found: dict[Path, int] = {}
+    for lock in sorted(_root().glob("*.lock")):
+        home = lock.with_suffix("")
+        with locked(lock):
+            mark = home / VENV_MARK
+            if not home.is_dir() or (mark.is_file() and _age_s(mark) < older_than_s):
+                continue
+            files = (path for path in home.rglob("*") if path.is_file() and not path.is_symlink())
+            found[home] = sum(path.stat().st_size for path in files)
+            if not dry_run:
+                _remove(home)
+                home.with_suffix(".log").unlink(missing_ok=True)
+    return found
+
+
+def _use(home: Path) -> bool:
+    """Whether it is complete; its mark's time says when it was last asked."""
+    mark = home / VENV_MARK
+    with contextlib.suppress(OSError):  # a store that we may only read
+        os.utime(mark)
+    return mark.is_file()
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
 
 
 def _make(toolchain: Toolchain, home: Path, making: Making) -> None:
