@@ -57,7 +57,10 @@ def listens(port: int) -> bool:
 class Nginx:
     """A web server that takes PUT and DELETE below one folder; it can be killed and started."""
 
-    def __init__(self, folder: Path, files: Path | None = None, *, write: bool = True) -> None:
+    def __init__(
+        self, folder: Path, files: Path | None = None, *, write: bool = True, dav: bool = True
+    ) -> None:
+        dav = dav and DAV.exists()
         if shutil.which("nginx") is None:
             pytest.skip("needs nginx: apt-get install nginx-light")
         self.folder = folder
@@ -66,12 +69,12 @@ class Nginx:
             path.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         text = NGINX_CONFIG.format(
-            modules=f"load_module {DAV};" if DAV.exists() else "",
+            modules=f"load_module {DAV};" if dav else "",
             folder=folder,
             files=self.files,
             port=self.port,
             methods="PUT DELETE" if write else "off",
-            more="dav_ext_methods PROPFIND OPTIONS;" if DAV.exists() else "",
+            more="dav_ext_methods PROPFIND OPTIONS;" if dav else "",
         )
         (folder / "nginx.conf").write_text(text)
         self.process: subprocess.Popen[bytes] | None = None
@@ -98,9 +101,14 @@ class Nginx:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, files: Path | None = None, *, write: bool = True) -> Iterator[Nginx]:
-    """A web server with its files below `folder`, or in `files`."""
-    server = Nginx(folder, files, write=write)
+def nginx(
+    folder: Path, files: Path | None = None, *, write: bool = True, dav: bool = True
+) -> Iterator[Nginx]:
+    """A web server with its files below `folder`, or in `files`; it takes PUT, and can list.
+
+    Without Debian's libnginx-mod-http-dav-ext it cannot.
+    """
+    server = Nginx(folder, files, write=write, dav=dav)
     try:
         yield server
     finally:

@@ -21,6 +21,7 @@ from sharing import add_action, new_key, step_of
 
 from tf2aif.errors import Tf2aifError
 from tf2aif.remotes import RemoteUse, open_for, open_remote, outputs, uses
+from tf2aif.remotes.collect import collect
 from tf2aif.remotes.keys import SigningKey, Trusted, find_signing_key, generate, key_id
 from tf2aif.remotes.oci import BUNDLE
 from tf2aif.remotes.remote import Blob, Remote, RemoteFailed, action_name
@@ -184,6 +185,101 @@ def test_actions_of_every_size_come_back(
 @pytest.fixture
 def key(tmp_path: Path) -> SigningKey:
     return new_key(tmp_path)
+
+
+# Making room.
+
+
+@pytest.fixture(params=["folder", "http", "oci", "s3"])
+def filled(
+    request: pytest.FixtureRequest,
+    servers: Callable[[str], str],
+    tmp_path: Path,
+    key: SigningKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[tuple[Remote, list[ActionRecord]]]:
+    """A remote of the test's own with four actions; two of them share their large output."""
+    monkeypatch.setitem(outputs.OUTPUTS, "check", ("*",))
+    name = f"{servers(request.param)}-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:8]}"
+    opened = open_remote(name)
+    store = Store(tmp_path / "filled")
+    records = [
+        add_action(
+            store,
+            tmp_path / f"made{n}",
+            n,
+            {"check.json": b"{}", "weights": bytes([max(n, 1)]) * 100_000},
+        )
+        for n in range(4)
+    ]
+    giving = Shared([(opened, True)], trusted=Trusted([key.public]), key=key)
+    for record in records:
+        giving.give(record, store)
+    assert giving.finish().given == 4
+    yield opened, records
+    opened.close()
+
+
+def takeable(remote: Remote, records: list[ActionRecord], key: SigningKey, store: Store) -> int:
+    """How many can be had, whole; nothing may be refused."""
+    taking = Shared([(remote, False)], trusted=Trusted([key.public]))
+    found = [taking.take(step_of(r), r.key, lambda _: "1", store) for r in records]
+    report = taking.report()
+    assert not report.warnings
+    assert not report.refused
+    return sum(record is not None for record in found)
+
+
+def test_room_is_made_by_age(
+    filled: tuple[Remote, list[ActionRecord]], key: SigningKey, tmp_path: Path
+) -> None:
+    remote, records = filled
+    nothing = collect(remote, older_than_s=3600)
+    assert (nothing.records, nothing.blobs, nothing.freed_bytes) == (0, 0, 0)
+    would = collect(remote, older_than_s=-60, dry_run=True, grace_s=-60)
+    assert would.records == 4
+    assert would.freed_bytes > 300_000
+    assert takeable(remote, records, key, Store(tmp_path / "one")) == 4
+    did = collect(remote, older_than_s=-60, grace_s=-60)
+    assert (did.records, did.freed_bytes, did.kept_bytes) == (4, would.freed_bytes, 0)
+    assert list(remote.entries()) == []
+    assert takeable(remote, records, key, Store(tmp_path / "two")) == 0
+
+
+def test_room_is_made_by_size(
+    filled: tuple[Remote, list[ActionRecord]], key: SigningKey, tmp_path: Path
+) -> None:
+    """What stays is whole."""
+    remote, records = filled
+    did = collect(remote, max_size_bytes=250_000, grace_s=-60)
+    assert 1 <= did.records <= 3
+    assert did.kept_bytes <= 250_000
+    left = takeable(remote, records, key, Store(tmp_path / "left"))
+    assert left == 4 - did.records
+
+
+def test_bytes_that_came_lately_stay(
+    filled: tuple[Remote, list[ActionRecord]], tmp_path: Path
+) -> None:
+    """Their action may be on its way."""
+    remote, _ = filled
+    blob, path = blob_of(b"of an action that is being pushed", tmp_path)
+    remote.put_blob(blob, path)
+    collect(remote)
+    assert remote.has_blob(blob)
+
+
+def test_what_is_no_bundle_goes(filled: tuple[Remote, list[ActionRecord]]) -> None:
+    remote, _ = filled
+    remote.put_action(action_name("rubbish"), b"<html>", ())
+    assert collect(remote, dry_run=True).records == 1
+
+
+def test_a_server_that_cannot_list_says_so(tmp_path: Path) -> None:
+    with nginx(tmp_path / "nginx", dav=False) as server:
+        with pytest.raises(RemoteFailed, match="cannot list what it keeps: 405") as failed:
+            collect(open_remote(server.url))
+        assert "PROPFIND" in failed.value.faults[0].hint
 
 
 # Who is believed.

@@ -211,3 +211,73 @@ def test_only_what_was_asked_for_is_fetched(
     found = build_on(machine_b, server.url, key, tmp_path / "b-store")
     names = {name.partition("/")[2] for name in found["ahead"]}
     assert names == {"import", "evaluation", "reference", "tflite-fp32", "check-arm-fp32"}
+
+
+# The command line.
+
+
+@pytest.fixture
+def clone(machine_b: Path, server: Nginx, key: SigningKey) -> SharedProject:
+    """Machine B with the shared cache and the trusted key in its configuration."""
+    (machine_b / "tf2aif.yaml").write_text(
+        f"cache:\n  remotes:\n  - url: {server.url}\n  trusted: ['{key.public}']\n"
+    )
+    return SharedProject(machine_b, machine_b, None)  # type: ignore[arg-type]
+
+
+def words(project: UserProject, *more: str, **environment: str) -> Any:
+    done = project.cli("cache", *more, "--json", **environment)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return json.loads(done.stdout)
+
+
+def test_pull_then_build_without_the_network(
+    clone: SharedProject, server: Nginx, tmp_path: Path
+) -> None:
+    here = {"TF2AIF_CACHE": str(tmp_path / "b-store"), "XDG_CONFIG_HOME": str(tmp_path)}
+    would = words(clone, "pull", "--dry-run", **here)
+    assert len(would["would_take"]) == would["taken"] == len(EVERYTHING)
+    assert words(clone, "info", **here)["records"] == 0
+    found = words(clone, "pull", **here)
+    assert set(found["steps"]) == set(would["would_take"])
+    # Two actions with the same bytes may both be fetching them: more, never less.
+    assert found["taken_bytes"] >= would["taken_bytes"] > 10_000
+    server.kill()
+    plan = json.loads(clone.cli("plan", "--json", **here).stdout)["steps"]
+    assert {step["state"] for step in plan.values()} == {"stored"}
+    failed = clone.cli("cache", "pull", **here)  # all is here: nothing is asked for
+    assert failed.returncode == 0, failed.stderr
+
+
+def test_push_to_another_cache(clone: SharedProject, tmp_path: Path) -> None:
+    """What was taken from one is given to another, under one's own signature."""
+    here = {"TF2AIF_CACHE": str(tmp_path / "b-store"), "XDG_CONFIG_HOME": str(tmp_path)}
+    words(clone, "pull", **here)
+    unsigned = clone.cli("cache", "push", "--remote", "archive", **here)
+    assert unsigned.returncode == 1
+    assert "there is no signing key" in unsigned.stderr
+    public = words(clone, "keygen", **here)["public"]
+    assert clone.cli("cache", "keygen", **here).returncode == 1  # never over another
+    nowhere = clone.cli("cache", "push", **here)
+    assert "no shared cache that may be written" in nowhere.stderr
+    assert words(clone, "push", "--dry-run", "--remote", "archive", **here)["would_give"] == 10
+    assert not (clone.root / "archive").exists()
+    assert words(clone, "push", "--remote", "archive", **here)["given"] == 10
+    assert words(clone, "push", "--all", "--remote", "archive", **here)["given"] == 0
+    listed = [path for path in (clone.root / "archive" / "ac").rglob("*") if path.is_file()]
+    assert len(listed) == 10
+    kept = words(clone, "gc", "--remote", "archive", "--max-size", "10G", "--dry-run", **here)
+    assert (kept["records"], kept["dry_run"]) == (0, True)
+    assert words(clone, "gc", "--remote", "archive", "--max-size", "0", **here)["records"] == 10
+    assert public.startswith("ed25519:")
+
+
+def test_a_dead_remote_fails_a_pull_and_says_why(
+    clone: SharedProject, server: Nginx, tmp_path: Path
+) -> None:
+    """A build goes on without it; who asks for the remote itself is told."""
+    server.kill()
+    here = {"TF2AIF_CACHE": str(tmp_path / "b-store"), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = clone.cli("cache", "pull", **here)
+    assert done.returncode == 1
+    assert "not asked any more in this build: cannot reach the remote" in done.stderr

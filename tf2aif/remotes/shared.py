@@ -98,6 +98,7 @@ class Shared:
         self._fetches = Crew(_FETCHES, "tf2aif-fetch")
         self._pushes = Crew(_PUSHES, "tf2aif-push")
         self._to_push = 0  # bytes
+        self._promised: set[tuple[str, int]] = set()  # what a dry run would have brought
         if not trusted.keys and self.lines:
             self._warn("no key is trusted: nothing is taken from shared caches (cache.trusted)")
         if key is None and any(line.writes for line in self.lines):
@@ -152,7 +153,8 @@ class Shared:
     def _note_taken(self, outputs: Iterable[OutputFile], store: Store) -> None:
         lacking = {(f.digest, f.size) for f in outputs if not store.has(f)}
         with self._lock:
-            self._taken.update(actions=1, size=sum(size for _, size in lacking))
+            self._taken.update(actions=1, size=sum(size for _, size in lacking - self._promised))
+            self._promised |= lacking
 
     def _look(
         self, line: Line, step: Step, key: str, current: Current
