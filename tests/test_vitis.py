@@ -7,6 +7,7 @@ files and failures. What is not: no DPU instruction is made (see standins/vitis/
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,34 @@ def test_a_compiled_model_from_end_to_end(
     assert f"{vendor}/vai_c_tensorflow2 -m quantized.h5 -a " in log
 
 
+@pytest.fixture(scope="session")
+def quantised_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stand-in quantiser leaves for the compiler, without its weights."""
+    import h5py
+
+    path = tmp_path_factory.mktemp("quantised-file") / "quantized.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["standin_quantised"] = json.dumps(["image", "conv2d_0"])
+    return path
+
+
+def compiled(vendor: Path, quantised_file: Path, work: Path) -> str:
+    """Compile in a folder; where the fingerprint was read."""
+    found = toolchain.find()
+    assert isinstance(found, toolchain.Installation)
+    options = msgspec.convert(options_of(BOARD, "vitis"), vitis.Options)
+    shutil.copyfile(quantised_file, work / "quantized.h5")
+    (work / "arch.json").write_text(json.dumps({"fingerprint": options.fingerprint}))
+    vitis.compile_model(found, work, work / "arch.json")
+    return vitis.check_fingerprint(found, work, options)
+
+
 def test_a_fingerprint_from_meta_json_where_xir_is_not(
-    given: dict[str, Path], vendor: Path, tmp_path: Path
+    vendor: Path, quantised_file: Path, tmp_path: Path
 ) -> None:
+    assert compiled(vendor, quantised_file, tmp_path) == "xir"
     (vendor.parent / "lib" / "python3.8" / "site-packages" / "xir.py").unlink()
-    result = run(vitis, tmp_path / "out", given, options_of(BOARD, "vitis"))
-    assert result["fingerprint_from"] == "meta.json"
+    assert compiled(vendor, quantised_file, tmp_path) == "meta.json"
 
 
 @pytest.mark.parametrize(
@@ -118,8 +141,8 @@ def test_a_fingerprint_from_meta_json_where_xir_is_not(
     ],
 )
 def test_what_the_compiler_does_wrong(
-    given: dict[str, Path],
     vendor: Path,
+    quantised_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     mood: str,
@@ -127,6 +150,12 @@ def test_what_the_compiler_does_wrong(
 ) -> None:
     monkeypatch.setenv("STANDIN_VITIS", mood)
     with pytest.raises(StepFailed, match=message):
+        compiled(vendor, quantised_file, tmp_path)
+
+
+def test_nothing_half_made_is_left(given: dict[str, Path], vendor: Path, tmp_path: Path) -> None:
+    shutil.rmtree(vendor.parent / "lib/python3.8/site-packages/tensorflow_model_optimization")
+    with pytest.raises(StepFailed, match="no Python beside"):
         run(vitis, tmp_path / "out", given, options_of(BOARD, "vitis"))
     assert not list((tmp_path / "out").iterdir())
 

@@ -38,6 +38,8 @@ class Compiled(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Hexadecimal, as `arch.json` has it."""
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    layers: tuple[str, ...]
+    """All of the model's, by whose names those of the compiled tensors are told apart."""
 
 
 def family(fingerprint: str) -> str:

@@ -126,7 +126,7 @@ class Vart:
         count = len(next(iter(part.values())))
         ends = {port.name: port for port in self._compiled.outputs}
         return {
-            spec.name: _ending(values, ends[spec.name], spec, alone=len(ends) == 1)[:count]
+            spec.name: _ending(values, ends[spec.name], spec, self._compiled)[:count]
             for spec in self.outputs
         }
 
@@ -270,7 +270,9 @@ def _beginnings(
     found: dict[str, Value] = {}
     for tensor in part.get_output_tensors():
         alone = len(compiled.inputs) == 1
-        names = [p.name for p in compiled.inputs if alone or _bears(tensor.name, p.layer)]
+        names = [
+            p.name for p in compiled.inputs if alone or bears(tensor.name, p.layer, compiled.layers)
+        ]
         if len(names) != 1:
             raise Tf2aifError(f"no input of the signature is the tensor '{tensor.name}'")
         array = feeds[names[0]]
@@ -281,10 +283,10 @@ def _beginnings(
     return found
 
 
-def _ending(values: Mapping[str, Value], port: Port, spec: TensorSpec, *, alone: bool) -> Array:
+def _ending(values: Mapping[str, Value], port: Port, spec: TensorSpec, compiled: Compiled) -> Array:
     """An output of the signature among all tensors: the last one that bears its layer's name."""
-    found = [name for name in values if _bears(name, port.layer)]
-    if not found and alone:
+    found = [name for name in values if bears(name, port.layer, compiled.layers)]
+    if not found and len(compiled.outputs) == 1:
         found = list(values)
     if not found:
         raise Tf2aifError(f"no tensor of the model is output '{port.name}' ({port.layer})")
@@ -295,16 +297,20 @@ def _ending(values: Mapping[str, Value], port: Port, spec: TensorSpec, *, alone:
     return array.reshape(-1, *shape)
 
 
-def _bears(tensor: str, layer: str) -> bool:
-    """Whether a tensor's name is that of a layer, with what the vendor's tools put around it.
+def bears(tensor: str, layer: str, layers: Iterable[str]) -> bool:
+    """Whether a tensor is a layer's, by its name: the longest of `layers` that is in it.
 
-    >>> _bears("quant_dense_1_fix", "dense_1"), _bears("quant_dense_10_fix", "dense_1")
-    (True, False)
+    >>> bears("quant_dense_1_fix", "dense_1", ["dense_1", "dense_10"])
+    True
+    >>> bears("quant_dense_10_fix", "dense_1", ["dense_1", "dense_10"])
+    False
     """
-    return (
-        re.search(rf"(?:^|[^A-Za-z0-9]){re.escape(layer)}(?![A-Za-z0-9]|_[0-9])", tensor)
-        is not None
-    )
+    found = [each for each in layers if re.search(_PART.format(re.escape(each)), tensor)]
+    return max(found, key=len, default="") == layer
+
+
+# A layer's name with what the vendor's tools put around it: quant_NAME_fix, NAME/add.
+_PART = r"(?:^|[^A-Za-z0-9]){}(?![A-Za-z0-9]|_[0-9])"
 
 
 def _run_cpu(part: Any, values: dict[str, Value]) -> None:

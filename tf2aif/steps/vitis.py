@@ -73,8 +73,8 @@ def run(job: Job) -> Mapping[str, Any]:
         work = Path(folder)
         arch = _arch(options, work)
         agreement = _quantise(vendor, job, net, options, work)
-        _compile(vendor, work, arch)
-        told = _fingerprint(vendor, work, options)
+        compile_model(vendor, work, arch)
+        told = check_fingerprint(vendor, work, options)
         shutil.copyfile(work / "compiled" / f"{NAME}.xmodel", job.out / XMODEL)
         if (work / "compiled" / META).exists():
             shutil.copyfile(work / "compiled" / META, job.out / META)
@@ -192,7 +192,8 @@ def _script(work: Path) -> Path:
     return path
 
 
-def _compile(vendor: Installation, work: Path, arch: Path) -> None:
+def compile_model(vendor: Installation, work: Path, arch: Path) -> None:
+    """Run the vendor's compiler on `quantized.h5` in a folder; `compiled/net.xmodel` is made."""
     words = ["-m", "quantized.h5", "-a", str(arch), "-o", "compiled", "-n", NAME]
     _call(vendor, [str(vendor.compiler), *words], work)
     _expect(work / "compiled" / f"{NAME}.xmodel", vendor.compiler.name)
@@ -253,7 +254,7 @@ def _agreement(
     return found
 
 
-def _fingerprint(vendor: Installation, work: Path, options: Options) -> str:
+def check_fingerprint(vendor: Installation, work: Path, options: Options) -> str:
     """Where the fingerprint of what was compiled was read; StepFailed where it is another."""
     xmodel = work / "compiled" / f"{NAME}.xmodel"
     where, found = _told(vendor, work, xmodel)
@@ -303,4 +304,5 @@ def _compiled(net: Network, options: Options) -> Compiled:
         fingerprint=options.fingerprint,
         inputs=tuple(Port(name=each.name, layer=keras_name(each.name)) for each in net.inputs),
         outputs=tuple(Port(name=each.name, layer=each.tensor) for each in net.outputs),
+        layers=tuple(keras_name(name) for name in net.shapes()),
     )
