@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from project import UserProject
 from serving import TARGET
+from test_images_build import prepared as prepared
 
 from tf2aif import steps
 from tf2aif.build import Build
@@ -443,6 +445,43 @@ def test_what_cannot_run_here_is_named(
     assert got["openvino-fp32"] == "elsewhere"
     assert "no-such-vendor" in found.steps["digits/openvino-fp32"].message
     assert "the same, as far as this machine can tell" in text(found)
+
+
+# Images.
+
+
+def test_an_image_is_composed_again_and_compared(
+    prepared: Callable[[str], UserProject], tmp_path: Path
+) -> None:
+    project = prepared("project")
+    project.build(images=True)
+    variant = project.root / "build" / "digits" / "small-fp32"
+    record = read_record(variant)
+    assert record is not None
+    assert record.image is not None
+    found, *_ = again(project, tmp_path / "second")
+    assert found.same
+    image = found.variants["digits/small-fp32"].image
+    assert image is not None
+    assert (image.state, image.first, image.second) == ("same", *[record.image.digest] * 2)
+    assert {"image-packages-small", "image-model-small-fp32"} <= set(states(found))
+
+    # As if the second image were another one: the first is said to be.
+    layers = [msgspec.to_builtins(layer) for layer in record.image.layers]
+    layers[-1]["digest"] = "sha256:" + "0" * 64
+    told = json.loads((variant / "variant.json").read_text())
+    told["image"] |= {"digest": "sha256:" + "1" * 64, "layers": layers}
+    (variant / "variant.json").write_text(json.dumps(told))
+    found, *_ = again(project, tmp_path / "third")
+    image = found.variants["digits/small-fp32"].image
+    assert image is not None
+    assert image.state == "differs"
+    assert [(one.first, one.second) for one in image.layers] == [
+        (layers[-1]["digest"], record.image.layers[-1].digest)
+    ]
+    assert not found.same
+    assert [file.path for file in found.variants["digits/small-fp32"].damaged] == ["variant.json"]
+    assert "  image: differs from the same steps: it was sha256:111" in text(found)
 
 
 # The copy of the sources.
