@@ -36,6 +36,21 @@ STANDINS = Path(__file__).parent / "standins" / "hls"
 PYNQ = {"backend": "VivadoAccelerator", "board": "pynq-z2", "part": "xc7z020clg400-1",
         "io_type": "io_stream", "strategy": "Resource", "reuse_factor": 8}  # fmt: skip
 
+MIXED = {
+    "relu_0": {"result": "ufixed<5,2,RND,SAT>"},
+    "conv2d_0": {"weight": "fixed<6,1>", "bias": "fixed<5,2>", "result": "fixed<9,3>"},
+    "average_pool_0": {"result": "fixed<7,3,TRN,SAT>"},
+    "concat_0": {"result": "fixed<10,4,RND,WRAP>"},
+}
+
+PARALLEL = {
+    "io_type": "io_parallel",
+    "strategy": "Latency",
+    "reuse_factor": 1,
+    "precision": "fixed<12,5>",
+    "layers": MIXED,
+}
+
 
 class Builder:
     """Runs step `hls` in a worker of its own toolchain, as a build does."""
@@ -114,23 +129,14 @@ def expected(artifact: Path, model: Path, feeds: dict[str, Any]) -> dict[str, An
     return emulate(pipeline, types, feeds)
 
 
-MIXED = {
-    "relu_0": {"result": "ufixed<5,2,RND,SAT>"},
-    "conv2d_0": {"weight": "fixed<6,1>", "bias": "fixed<5,2>", "result": "fixed<9,3>"},
-    "average_pool_0": {"result": "fixed<7,3,TRN,SAT>"},
-    "concat_0": {"result": "fixed<10,4,RND,WRAP>"},
-}
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("stream", {"reuse_factor": 8}),
-        ("parallel", {"io_type": "io_parallel", "strategy": "Latency", "reuse_factor": 1,
-                      "precision": "fixed<12,5>", "layers": MIXED}),
+        ("parallel", PARALLEL),
         ("pynq", PYNQ),
     ],
-)  # fmt: skip
+)
 def test_simulation_and_emulation_agree_bit_by_bit(
     name: str, options: dict[str, Any], builder: Builder, layers: Path, tmp_path: Path
 ) -> None:
@@ -206,12 +212,12 @@ def test_another_library_at_the_same_path_is_another_engine(
     built: Path, builder: Builder, layers: Path, tmp_path: Path
 ) -> None:
     """The loader of the C library goes by names, and would give the first one again."""
-    coarse = builder.build("coarse", layers, reuse_factor=8, precision="fixed<8,4>")
+    another = builder.build("parallel", layers, **PARALLEL)
     place = shutil.copytree(built, tmp_path / "artifact")
     feeds = samples(8)
     first = engine.load(place)
     before = first.run(feeds)["y1"]
-    shutil.copyfile(coarse / "simulation.so", place / "simulation.so")
+    shutil.copyfile(another / "simulation.so", place / "simulation.so")
     second = engine.load(place)
     assert not np.array_equal(second.run(feeds)["y1"], before)
     np.testing.assert_array_equal(first.run(feeds)["y1"], before)

@@ -117,15 +117,12 @@ def _compute(stage: Stage, given: list[Array], sums: Fixed | None) -> Array:
         case "relu":
             return np.maximum(first, 0.0)
         case "max_pool" | "global_max":
-            return (
-                _windows(first, stage, -np.inf)
-                .max(axis=(3, 4))[..., :]
-                .reshape(len(first), *stage.shape)
-            )
+            largest: Array = _windows(first, stage, -np.inf).max(axis=(3, 4))
+            return largest.reshape(len(first), *stage.shape)
         case "average_pool" | "global_average":
             return _average(stage, first, sums)
         case "add":
-            return sum(given[1:], start=first)
+            return first + given[1]
         case "concat":
             return np.concatenate(given, axis=-1)
         case "pad":

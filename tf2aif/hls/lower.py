@@ -1,8 +1,8 @@
 """From the layers of a network to the stages of hardware.
 
 What is one layer there and has no stage of its own is put together from others here; what stands
-behind all hardware (a softmax at the end) goes to the door. Fixed point collapses a softmax at
-common widths: its table needs more integer bits than scores have.
+behind all hardware (a softmax at the end) goes to the door: with hls4ml's default precision a
+softmax in the circuit collapses, and accuracy falls to chance.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -31,6 +31,8 @@ PROJECT = "project"
 DEFAULT = "fixed<16,6,RND,SAT>"
 TRIED = 16  # samples on which simulation and emulation are compared
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the network becomes hardware."""
@@ -38,13 +40,13 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     backend: Literal["Vitis", "VivadoAccelerator"] = "Vitis"
     part: str = "xczu9eg-ffvb1156-2-e"
     board: str | None = None  # as hls4ml names it; VivadoAccelerator needs it
-    clock_ns: float = 5.0
+    clock_ns: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     io_type: Literal["io_parallel", "io_stream"] = "io_stream"
     strategy: Literal["Latency", "Resource"] = "Resource"
-    reuse_factor: int = 16  # multiplications that one multiplier does for one result
+    reuse_factor: Count = 16  # multiplications that one multiplier does for one result
     precision: str = DEFAULT  # of all types, where `hls-widths` has chosen none
     layers: dict[str, dict[str, str]] = {}  # layer -> result, weight, bias
-    largest_weights: int = 100_000  # what hls4ml and the tools behind it are practical for
+    largest_weights: Count = 100_000  # what hls4ml and the tools behind it are practical for
 
 
 def run(job: Job) -> Mapping[str, Any]:

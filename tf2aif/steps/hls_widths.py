@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -35,7 +35,9 @@ CURVE = "curve.json"
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long is searched, and what is held."""
 
-    trials: int = 120  # at most so many; one computes the whole evaluation set
+    trials: Annotated[int, msgspec.Meta(ge=1)] = (
+        120  # at most so many; one computes the whole evaluation set
+    )
     allowed_drop: float = 0.01
     metric: str | None = None  # None: the cosine of the output that is furthest off
     output: str | None = None
@@ -54,8 +56,6 @@ def run(job: Job) -> Mapping[str, Any]:
     from ..sampleset import read_set
 
     options = msgspec.convert(job.options, Options)
-    if options.trials < 1:
-        raise StepFailed(f"trials is {options.trials}", hint="give 1 or more")
     pipeline = lower(read_network(job.inputs["model"]))
     calibration = read_set(job.inputs["calibration"]).inputs
     seen = ranges(pipeline, _batched(pipeline, calibration))
