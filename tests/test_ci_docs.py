@@ -8,30 +8,32 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from engine import need
+from engine import docker_registry, need
 from project import UserProject
+from test_images_build import small_base
+from test_oci_registry import HTPASSWD
 
 ROOT = Path(__file__).parents[1]
 CI = ROOT / "docs" / "ci"
 PAGE = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
 SCRIPT = (CI / "build.sh").read_text(encoding="utf-8")
-STEPS = {
-    "import",
-    "calibration",
-    "evaluation",
-    "reference",
-    "tflite-fp32",
-    "tflite-int8",
-    "check-arm-fp32",
-    "check-arm-int8",
-}
+PASSWORD = "right horse"  # of HTPASSWD
+STEPS = 8  # import, calibration, evaluation, reference, and two of tflite and of check
+TARGET = """
+platform: linux/arm64
+base: oci:base
+engine: {name: litert}
+precisions:
+  fp32: [{step: tflite, precision: fp32}]
+  int8: [{step: tflite, precision: int8}]
+"""
 
 # Every Python that is started writes its command line down: converters are processes of their own.
 WITNESS = """
@@ -75,10 +77,10 @@ class Repository:
         clone.parent.mkdir()
         git(self.machines, "clone", "-q", str(self.origin), str(clone))
         (home / "sitecustomize.py").write_text(WITNESS)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("TF2AIF_", "XDG_"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("TF2AIF_")}
         environment = {
             **kept,
-            "HOME": str(home),
+            "TF2AIF_CACHE": str(home / "cache"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(home),
             "CI": "true",
@@ -104,12 +106,16 @@ def git(folder: Path, *words: str) -> None:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Repository:
     """The page, done: recipes, the script, a key, and whom the repository trusts."""
-    need("git")
+    need("git", "uv")
     pytest.importorskip("cryptography")
     origin = tmp_path_factory.mktemp("origin")
     made = Repository(origin, tmp_path_factory.mktemp("machines"))
     project = UserProject.create(origin, exported, None)  # type: ignore[arg-type]
-    project.write(project.recipe(targets={"arm": {"precisions": ["fp32", "int8"]}}))
+    project.write(project.recipe(targets={"small": None}))
+    (origin / "targets").mkdir()
+    (origin / "targets" / "small.yaml").write_text(TARGET)
+    small_base(origin / "base", "linux/arm64")
+    shutil.rmtree(origin / "base-layer-arm64")
     (origin / "ci").mkdir()
     shutil.copy(CI / "build.sh", origin / "ci" / "build.sh")
     (origin / ".gitignore").write_text("/build/\n/report/\n__pycache__/\n")
@@ -124,42 +130,58 @@ def repository(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Repo
 
 
 @pytest.fixture(scope="module")
-def main_branch(repository: Repository) -> Run:
-    """The first run, which may write: it builds, gives, and verifies."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A registry that wants a name and a password."""
+    with docker_registry(tmp_path_factory.mktemp("registry"), htpasswd=HTPASSWD) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def main_branch(repository: Repository, server: str) -> Run:
+    """The first run, which may write: it builds, gives, verifies and pushes."""
     return repository.run(
         "main",
         TF2AIF_REMOTE=(repository.machines / "remote").as_uri(),
         TF2AIF_REMOTE_WRITE="yes",
         TF2AIF_SIGNING_KEY=str(repository.key),
-        VERIFY="digits/arm-int8",
+        VERIFY="digits/small-int8",
+        PUSH_TO=f"{server}/team",
+        PUSH="digits",
+        REGISTRY_USER="user",
+        REGISTRY_PASSWORD=PASSWORD,
     )
 
 
-def test_the_first_run_builds_verifies_and_keeps_its_report(main_branch: Run) -> None:
+def test_the_first_run_builds_verifies_pushes_and_keeps_its_report(
+    main_branch: Run, server: str
+) -> None:
     assert main_branch.code == 0, main_branch.printed
     assert main_branch.workers > 0
     built = (main_branch.report / "build.txt").read_text()
-    assert f"{len(STEPS)} steps ran, 0 restored" in built
-    assert "digits/arm-int8: the same" in (main_branch.report / "verify.txt").read_text()
+    ran = re.search(r"^(\d+) steps ran, 0 restored", built, re.M)
+    assert ran
+    assert int(ran[1]) > STEPS  # and those of the images
+    assert "digits/small-int8: the same" in (main_branch.report / "verify.txt").read_text()
     variants = json.loads((main_branch.report / "variants.json").read_text())["variants"]
     assert {name: record["state"] for name, record in variants.items()} == {
-        "digits/arm-fp32": "built",
-        "digits/arm-int8": "built",
+        "digits/small-fp32": "built",
+        "digits/small-int8": "built",
     }
-    assert not (main_branch.report / "push.txt").exists()
+    pushed = (main_branch.report / "push.txt").read_text()
+    assert f"{server}/team/digits" in pushed
+    assert PASSWORD not in main_branch.printed
 
 
 def test_the_second_run_starts_no_converter(main_branch: Run, repository: Repository) -> None:
     remote = (repository.machines / "remote").as_uri()
     run = repository.run("review", TF2AIF_REMOTE=remote, TF2AIF_REMOTE_WRITE="no")
     assert run.code == 0, run.printed
-    built = (run.report / "build.txt").read_text()
-    assert f"0 steps ran, {len(STEPS)} restored" in built
+    assert f"0 steps ran, {STEPS} restored" in (run.report / "build.txt").read_text()
     assert run.started
     assert run.workers == 0
-    files = ("build/digits/arm-int8/artifact/model.tflite", "build/digits/arm-fp32/variant.json")
-    for name in files:
-        first, second = (r.report.parent / name for r in (main_branch, run))
+    for name in ("fp32", "int8"):
+        model = f"build/digits/small-{name}/artifact/model.tflite"
+        first, second = (each.report.parent / model for each in (main_branch, run))
         assert first.read_bytes() == second.read_bytes(), name
 
 

@@ -32,7 +32,7 @@ sign_in() {  # as `docker login` does, where there is no Docker
 
 build=(tf2aif build -n auto)
 [ -z "${TF2AIF_REMOTE:-}" ] || build+=(--remote "$TF2AIF_REMOTE")
-[ -z "${PUSH_TO:-}" ] || build+=(--images)
+[ -z "${PUSH_TO:-}" ] || export TF2AIF_IMAGES=yes
 [ -z "${PUSH_TO:-}" ] || [ -z "${REGISTRY_USER:-}" ] || sign_in
 read -r -a verify <<< "${VERIFY:-}"
 read -r -a push <<< "${PUSH:-}"
