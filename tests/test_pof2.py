@@ -502,6 +502,30 @@ def test_the_engine_says_what_is_wrong(layers: Get, quantised: Get, tmp_path: Pa
         engine.run(feeds)
 
 
+def test_mobilenet_v2_keeps_its_direction(tmp_path: Path) -> None:
+    import keras
+
+    keras.utils.set_random_seed(3)
+    model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=10)
+    model.layers[-1].activation = keras.activations.linear
+    model.export(tmp_path / "saved", verbose=False)
+    run_step("import", tmp_path / "model", {"source": tmp_path / "saved"}, batch=1)
+    run_step("layers", tmp_path / "layers", {"model": tmp_path / "model"})
+    net = read_network(tmp_path / "layers")
+    generator = np.random.default_rng(6)
+    x = generator.normal(size=(24, 32, 32, 3)).astype(np.float32)
+    name = net.inputs[0].name
+    given = {"model": tmp_path / "layers", "calibration": array_set(tmp_path / "set", **{name: x})}
+    result = run_step("pof2", tmp_path / "pof2", given, replace_relu6=True)
+    assert result["quantised"] == 53
+    assert result["floats"] == []
+    feeds = {name: generator.normal(size=(8, 32, 32, 3)).astype(np.float32)}
+    found = next(iter(Integers(read_network(tmp_path / "pof2")).run(feeds).values()))
+    truth = next(iter(run_float(net, feeds).values()))
+    cosine = (found * truth).sum(-1) / np.linalg.norm(found, axis=-1)
+    assert (cosine / np.linalg.norm(truth, axis=-1)).min() > 0.98
+
+
 @pytest.mark.kws
 def test_kws_keeps_its_accuracy(kws: Path, tmp_path: Path) -> None:
     with np.load(kws / "samples.npz") as stored:

@@ -25,7 +25,10 @@ from .network import Layer, Network, Pair
 LOW, HIGH = -128, 127
 ACCUMULATOR_BITS = 32
 LEAKY_BITS = 8  # leaky ReLU's slope is a whole number of 1/256: 0.1 becomes 26/256
+HARD_PLACES = 24  # the highest position of what a hard sigmoid reads: its products fit 64 bits
 SIXTH = (2731, 14)  # 1/6 of a hard sigmoid, as a factor and a shift
+
+_AGAIN = "quantise the model again"
 
 # Means of these windows, as factor and shift; of all others the nearest factor.
 _MEANS: dict[Pair, tuple[int, int]] = {
@@ -233,7 +236,7 @@ def _relu(layer: Layer, given: list[Value], net: Network) -> _Made:
 def _relu6(layer: Layer, given: list[Value], net: Network) -> _Made:
     array, fix = _fixed(given[0])
     array, fix = _at_least(array, fix, 0)
-    return np.clip(array, 0, 6 << fix), fix
+    return np.clip(array, 0, min(6 << fix, int(np.iinfo(array.dtype).max))), fix
 
 
 def _leaky(layer: network.LeakyRelu, given: list[Value], net: Network) -> _Made:
@@ -255,6 +258,8 @@ def _prelu(layer: Layer, given: list[Value], net: Network) -> _Made:
 def _hard(layer: Layer, given: list[Value], net: Network) -> _Made:
     """relu6(x + 3) / 6 of an int8 tensor; times x where it is a hard swish."""
     array, fix = _at_least(*_fixed(given[0]), 0)
+    if fix > HARD_PLACES:
+        raise Tf2aifError(f"layer '{layer.name}' reads a tensor at position {fix}", hint=_AGAIN)
     factor, shift = SIXTH
     bent = np.clip(array.astype(np.int64) + (3 << fix), 0, 6 << fix) * factor
     if isinstance(layer, network.HardSwish):

@@ -14,7 +14,13 @@ import msgspec
 import numpy as np
 
 from ..engines import Array, network
-from ..engines.integer import ACCUMULATOR_BITS, quantise_half_even, sum_bound, weight_names
+from ..engines.integer import (
+    ACCUMULATOR_BITS,
+    HARD_PLACES,
+    quantise_half_even,
+    sum_bound,
+    weight_names,
+)
 from ..engines.network import AnyLayer, Layer, Network
 from . import ranges
 
@@ -25,6 +31,7 @@ Search = Literal["minmax", "mse"]
 CUT_BITS = 16
 BIAS_BITS = 15
 READ_BITS = 15
+ALPHA_PLACES = 15  # of a PReLU's slopes: smaller ones are zero beside the accumulator
 
 WEIGHTED = (
     network.Conv2D,
@@ -192,6 +199,9 @@ def _settle(
                 kernels[layer.name] -= 1
             _lower(fixes, groups, end, given + kernels[layer.name])
         _bring_together(net, groups, fixes)
+        for layer in net.layers:
+            if isinstance(layer, (network.HardSigmoid, network.HardSwish)) and layer.name in ends:
+                _lower(fixes, groups, layer.inputs[0], HARD_PLACES)
         if (kernels, fixes) == before:
             return kernels
 
@@ -243,7 +253,8 @@ def _places(
             bias = _bias_place(net, layer, total, search)
             found[layer.name] = {kernel_name: place, bias_name: bias}
         elif isinstance(layer, network.PRelu) and layer.name not in in_floats:
-            found[layer.name] = {"alpha": _best_place(net.weight(layer, "alpha"), search)}
+            place = _best_place(net.weight(layer, "alpha"), search)
+            found[layer.name] = {"alpha": min(place, ALPHA_PLACES)}
     return found
 
 

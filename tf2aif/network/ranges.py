@@ -12,8 +12,8 @@ from ..engines.network import Network
 from ..engines.operators import run_float
 
 CANDIDATES = 5  # positions that are tried: the first without saturation, and those above it
-HIGHEST = 15
-LOWEST = -15
+HIGHEST = 48  # an untrained network's last activations can be that small
+LOWEST = -48
 BATCH_VALUES = 2**22  # in the widest tensor of a batch: what calibration holds at once
 
 

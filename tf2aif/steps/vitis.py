@@ -186,9 +186,11 @@ def _quantise(
 
 def _script(work: Path) -> Path:
     """The script for the vendor's Python, alone in a folder, so that no module hides another."""
+    from ..vendor import vitis_quantise
+
     path = work / "script" / "vitis_quantise.py"
     path.parent.mkdir(exist_ok=True)
-    shutil.copyfile(Path(__file__).parent.parent / "vendor" / path.name, path)
+    shutil.copyfile(vitis_quantise.__file__, path)
     return path
 
 
