@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine import free_port, wait_for
@@ -36,15 +37,16 @@ http {{
   uwsgi_temp_path {folder}/uwsgi;
   scgi_temp_path {folder}/scgi;
   keepalive_requests 100000;
-  server {{
+  {server}
+}}
+"""
+_SERVER = """server {{
     listen 127.0.0.1:{port} sndbuf=64k;
     root {files};
     create_full_put_path on;
     dav_methods {methods};
     {more}
-  }}
-}}
-"""
+  }}"""
 
 
 def listens(port: int) -> bool:
@@ -58,7 +60,13 @@ class Nginx:
     """A web server that takes PUT and DELETE below one folder; it can be killed and started."""
 
     def __init__(
-        self, folder: Path, files: Path | None = None, *, write: bool = True, dav: bool = True
+        self,
+        folder: Path,
+        files: Path | None = None,
+        *,
+        write: bool = True,
+        dav: bool = True,
+        server: str = "",
     ) -> None:
         dav = dav and DAV.exists()
         if shutil.which("nginx") is None:
@@ -68,14 +76,16 @@ class Nginx:
         for path in (folder, self.files):
             path.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        text = NGINX_CONFIG.format(
-            modules=f"load_module {DAV};" if dav else "",
-            folder=folder,
+        own = _SERVER.format(
             files=self.files,
             port=self.port,
             methods="PUT DELETE" if write else "off",
             more="dav_ext_methods PROPFIND OPTIONS;" if dav else "",
         )
+        for here, there in (("PORT", str(self.port)), ("FILES", str(self.files))):
+            server = server.replace(here, there)
+        modules = f"load_module {DAV};" if dav else ""
+        text = NGINX_CONFIG.format(modules=modules, folder=folder, server=server or own)
         (folder / "nginx.conf").write_text(text)
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -101,18 +111,17 @@ class Nginx:
 
 
 @contextlib.contextmanager
-def nginx(
-    folder: Path, files: Path | None = None, *, write: bool = True, dav: bool = True
-) -> Iterator[Nginx]:
+def nginx(folder: Path, files: Path | None = None, **more: Any) -> Iterator[Nginx]:
     """A web server with its files below `folder`, or in `files`; it takes PUT, and can list.
 
-    Without Debian's libnginx-mod-http-dav-ext it cannot.
+    Without Debian's libnginx-mod-http-dav-ext it cannot. `server`: its block of the configuration,
+    with PORT and FILES to be filled in, in place of ours.
     """
-    server = Nginx(folder, files, write=write, dav=dav)
+    started = Nginx(folder, files, **more)
     try:
-        yield server
+        yield started
     finally:
-        server.kill()
+        started.kill()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from engine import docker_registry
-from servers import SECRET, USER, nginx, swift
+from servers import DAV, SECRET, USER, nginx, swift
 from sharing import add_action, new_key, step_of
 
 from tf2aif.errors import Tf2aifError
@@ -25,7 +26,7 @@ from tf2aif.remotes.collect import collect
 from tf2aif.remotes.keys import SigningKey, Trusted, find_signing_key, generate, key_id
 from tf2aif.remotes.oci import BUNDLE
 from tf2aif.remotes.remote import Blob, Remote, RemoteFailed, action_name
-from tf2aif.remotes.shared import Shared
+from tf2aif.remotes.shared import Report, Shared
 from tf2aif.remotes.trust import (
     PAYLOAD_TYPE,
     Envelope,
@@ -94,6 +95,11 @@ def read(remote: Remote, blob: Blob, start: int = 0) -> bytes:
         return b"".join(pieces)
 
 
+def need_listing(remote: Remote) -> None:
+    if remote.url.startswith("http:") and not DAV.exists():
+        pytest.skip("needs PROPFIND: apt-get install libnginx-mod-http-dav-ext")
+
+
 def test_an_action_is_read_as_it_was_last_written(remote: Remote) -> None:
     name = action_name("an action")
     assert remote.get_action(name) is None
@@ -129,6 +135,7 @@ def test_an_empty_blob(remote: Remote, tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_listed_and_removed(remote: Remote, tmp_path: Path) -> None:
+    need_listing(remote)
     blob, path = blob_of(b"to be removed", tmp_path)
     name = action_name("to be removed")
     remote.put_blob(blob, path)
@@ -202,6 +209,7 @@ def filled(
     monkeypatch.setitem(outputs.OUTPUTS, "check", ("*",))
     name = f"{servers(request.param)}-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:8]}"
     opened = open_remote(name)
+    need_listing(opened)
     store = Store(tmp_path / "filled")
     records = [
         add_action(
@@ -714,6 +722,51 @@ def test_credentials_come_from_the_environment_and_netrc(
     monkeypatch.setenv("TF2AIF_REMOTE_TOKEN", "token")
     remote = open_remote("https://cache/x")
     assert remote._headers == {"Authorization": "Bearer token"}
+
+
+def documented_server(folder: Path) -> str:
+    """The block of docs/shared-cache.md, for this machine; one user, `me`, may write."""
+    page = (Path(__file__).parent.parent / "docs" / "shared-cache.md").read_text()
+    (found,) = re.findall(r"^server \{\n.*?^\}$", page, re.M | re.S)
+    password = subprocess.run(
+        ["openssl", "passwd", "-apr1", "secret"], capture_output=True, text=True, check=True
+    )
+    (folder / "writers").write_text(f"me:{password.stdout}")
+    for there, here in (
+        ("listen 443 ssl;", "listen 127.0.0.1:PORT;"),
+        ("root /srv/tf2aif-cache;", "root FILES;"),
+        ("/etc/nginx/writers", str(folder / "writers")),
+        ("  dav_ext_methods PROPFIND;\n", "  dav_ext_methods PROPFIND;\n" if DAV.exists() else ""),
+    ):
+        assert there in found
+        found = found.replace(there, here)
+    return str(found)
+
+
+def test_the_web_server_of_the_documentation(
+    tmp_path: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody reads; who has the password writes."""
+    monkeypatch.delenv("TF2AIF_REMOTE_TOKEN", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    store = Store(tmp_path / "s")
+    record = add_action(store, tmp_path / "f", 1)
+    with nginx(tmp_path / "nginx", server=documented_server(tmp_path)) as server:
+
+        def give() -> Report:
+            remote = open_remote(server.url)
+            giving = Shared([(remote, True)], trusted=Trusted([key.public]), key=key)
+            giving.give(record, store)
+            return giving.finish()
+
+        (warning,) = give().warnings
+        assert "401" in warning
+        assert "~/.netrc" in warning
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+        assert give().given == 1
+        (tmp_path / "netrc").unlink()
+        remote = open_remote(server.url)
+        assert takeable(remote, [record], key, Store(tmp_path / "t")) == 1
 
 
 def test_a_small_action_is_one_request_to_a_registry(
