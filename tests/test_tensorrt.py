@@ -329,6 +329,15 @@ def test_weights_come_back_to_a_stripped_engine(tensorrt: Any, free: Path, tmp_p
         engine.load(tmp_path / "plan")
 
 
+def test_the_lean_runtime_has_no_refitter(
+    tensorrt: Any, free: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(free, tmp_path / "plan", strip_weights=True)
+    monkeypatch.delattr(tensorrt, "Refitter")
+    with pytest.raises(Tf2aifError, match=r"cannot put weights(.|\n)*tensorrt-system"):
+        engine.load(tmp_path / "plan")
+
+
 def test_the_engine_of_a_base_image_is_the_same(plan: Path) -> None:
     assert tensorrt_system.load is engine.load
     assert not any("tensorrt" in each for each in tensorrt_system.REQUIREMENTS)

@@ -205,6 +205,14 @@ class Loaded:
 
     def _refit(self, engine: Any, weights: Path) -> None:
         """Put the weights into an engine that was shipped without."""
+        if not hasattr(self.library, "Refitter"):  # the lean runtime
+            name = self.library.__name__
+            raise Tf2aifError(
+                f"{name} cannot put weights into an engine",
+                at=str(weights),
+                hint="build without 'strip_weights', or take the engine `tensorrt-system` and a "
+                "base image with all of TensorRT",
+            )
         refitter = self.library.Refitter(engine, self._logger)
         parser = self.library.OnnxParserRefitter(refitter, self._logger)
         if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():

@@ -42,7 +42,8 @@ class Options(BuildOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 def run(job: Job) -> Mapping[str, Any]:
     """Write `engine.plan`, `engine.json`, `layers.txt` and `signature.json`.
 
-    The same model and options give the same bytes: see `still`. Raises StepFailed for an operator
+    The same model and options give the same bytes (see `still`), but for large Q/DQ models on a
+    busy machine, where the names of inner tensors can differ. Raises StepFailed for an operator
     that the parser refuses, a free axis without a profile, and a GPU that it does not build for.
     """
     options = msgspec.convert(job.options, Options)
