@@ -139,7 +139,7 @@ def test_an_answer_that_was_cut_anywhere_is_none(made: Path, tmp_path: Path) -> 
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_no_changed_byte_goes_unseen(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -397,6 +397,37 @@ def test_steps_take_turns_on_a_machine(run: Run, tmp_path: Path, place: Place) -
     assert sum("waiting: another step runs on this machine" in text for text in told) == 1
 
 
+def test_who_gives_up_waiting_leaves_the_queue(
+    run: Run, workers: Workers, tmp_path: Path, place: Place
+) -> None:
+    """Its process there ends at once, not when its turn has come."""
+    mark = tmp_path / "mark"
+    other = Request(
+        step="net/errand",
+        kind="errand",
+        module="errands",
+        toolchain="python",
+        options={"do": "sleep", "mark": str(mark)},
+        out=str(tmp_path),
+        place=place,
+    )
+    with Workers() as first, ThreadPoolExecutor(2) as pool:
+        running = pool.submit(first.run, other, log=tmp_path / "first.txt")
+        pids_in(mark)
+        before = leftovers()
+        waiting = pool.submit(run, "copy")
+        log = tmp_path / "log.txt"
+        wait_until(lambda: log.exists() and "waiting: another step" in log.read_text())
+        assert leftovers() > before
+        workers.close()
+        wait_until(lambda: leftovers() == before)
+        assert not running.done()
+        first.close()
+        for task in (running, waiting):
+            with pytest.raises(StepFailed, match="stopped before it was done"):
+                task.result(timeout=30)
+
+
 def test_the_printed_command_runs_it_there_again(run: Run, tmp_path: Path, place: Place) -> None:
     with pytest.raises(StepFailed):
         run("refuse")
@@ -445,11 +476,14 @@ def test_another_machine_leaves_no_stamp_that_says_nothing_to_do(
     project: UserProject, place: Place
 ) -> None:
     """No stat of this machine tells that another one has a new version."""
-    settle(project, place)
     project.write(project.recipe(targets={"arm": {"precisions": ["fp32"]}}))
-    for _ in range(2):
+    stamps = []
+    for there in (True, False):
+        if there:
+            settle(project, place)
+        else:
+            (project.root / "tf2aif.yaml").unlink()
         done = project.cli("build", TF2AIF_IMAGES="no")
         assert done.returncode == 0, done.stderr
-    private = project.root / "build" / ".tf2aif"
-    assert private.is_dir()
-    assert not list(private.glob("noop-*.json"))
+        stamps.append(len(list((project.root / "build" / ".tf2aif").glob("noop-*.json"))))
+    assert stamps == [0, 1]

@@ -13,13 +13,12 @@ import os
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from .errors import Tf2aifError
+from .errors import StepFailed, Tf2aifError
 from .parcel import Answer, Errand, open_parcel, reply_with
 from .processes import machine_memory_mb
 from .toolchains import Missing, identity
@@ -66,17 +65,17 @@ def _run(errand: Errand, request: Request, home: Path) -> tuple[Answer, Path | N
         request = msgspec.structs.replace(request, environment=tuple(sorted(os.environ)))
     log = home / "log.txt"
     log.touch()
-    with Workers() as workers, _ending_with_stdin(workers), _telling(log):
-        with _in_turn() if errand.in_turn else contextlib.nullcontext():
-            try:
+    with Workers() as workers, _ending_with_stdin(workers) as gone, _telling(log):
+        try:
+            with _in_turn(gone) if errand.in_turn else contextlib.nullcontext():
                 reply = workers.attempt(
                     request,
                     log=log,
                     timeout_s=errand.timeout_s,
                     memory_mb=_memory_limit(errand.memory_mb),
                 )
-            except Tf2aifError as error:
-                reply = failed_reply(error)
+        except Tf2aifError as error:
+            reply = failed_reply(error)
     return Answer(reply=reply), None if reply.failure else Path(request.out)
 
 
@@ -87,16 +86,18 @@ def _memory_limit(wanted_mb: float | None) -> float:
 
 
 @contextlib.contextmanager
-def _ending_with_stdin(workers: Workers) -> Iterator[None]:
-    """End the step once standard input does: who waited for it has gone."""
+def _ending_with_stdin(workers: Workers) -> Iterator[threading.Event]:
+    """End the step once standard input does: who waited for it has gone, the event says."""
+    gone = threading.Event()
 
     def wait() -> None:
         while os.read(0, 1 << 12):
             pass
+        gone.set()
         workers.close()
 
     threading.Thread(target=wait, daemon=True).start()
-    yield
+    yield gone
 
 
 @contextlib.contextmanager
@@ -129,10 +130,12 @@ def _say(data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _in_turn() -> Iterator[None]:
+def _in_turn(gone: threading.Event) -> Iterator[None]:
     """One step at a time on this machine: a compiler that measures kernels needs it alone."""
     path = Path(tempfile.gettempdir(), f"tf2aif-{os.getuid()}.lock")
-    with open(path, "a") as file:
+    # Anybody may write into that folder: no link of somebody else's is followed.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "r+") as file:
         waited = 0
         while True:
             try:
@@ -142,5 +145,6 @@ def _in_turn() -> Iterator[None]:
                 if waited % 30 == 0:
                     print("waiting: another step runs on this machine", file=sys.stderr, flush=True)
                 waited += 1
-                time.sleep(1)
+                if gone.wait(1):
+                    raise StepFailed("nobody waits for this step any more") from None
         yield
