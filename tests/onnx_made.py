@@ -26,7 +26,7 @@ def run_module(module: Any, out: Path, given: dict[str, Path], /, **options: Any
     return dict(module.run(job))
 
 
-def imported(name: str, batch: int | str = 1) -> Path:
+def import_of(name: str, batch: int | str = 1) -> Path:
     """The import of a model of `models.MODELS`."""
     source, out = HOME / f"{name}.keras", HOME / f"import-{name}-{batch}"
     if not source.exists():
@@ -36,30 +36,25 @@ def imported(name: str, batch: int | str = 1) -> Path:
     return out
 
 
-def exported(name: str, batch: int | str = 1) -> Path:
+def onnx_of(name: str, batch: int | str = 1) -> Path:
     """The ONNX artifact of a model of `models.MODELS`."""
     out = HOME / f"onnx-{name}-{batch}"
     if not out.exists():
-        run_module(onnx_export, out, {"model": imported(name, batch)})
+        run_module(onnx_export, out, {"model": import_of(name, batch)})
     return out
 
 
 @cache
-def digits() -> Path:
-    """A trained classifier of scikit-learn's digits, in folders: its import, its ONNX, its data.
+def digits(trained: Path) -> Path:
+    """The classifier of fixture `exported`, in folders: its import, its ONNX, its data.
 
     `import`, `onnx`, `calibration` (64 samples), `evaluation` (200, with labels), `reference`.
     """
-    from project import write_digits_data, write_model
-
     home = HOME / "digits"
-    home.mkdir()
-    write_digits_data(home)
-    write_model(home / "saved", home)
-    run_step("import", home / "import", {"source": home / "saved"}, batch="free")
+    run_step("import", home / "import", {"source": trained / "model"}, batch="free")
     run_module(onnx_export, home / "onnx", {"model": home / "import"})
-    array_set(home / "calibration", image=np.load(home / "calibration.npy"))
-    samples = np.load(home / "evaluation.npz")
+    array_set(home / "calibration", image=np.load(trained / "calibration.npy"))
+    samples = np.load(trained / "evaluation.npz")
     labelled_set(home / "evaluation", samples["x"], samples["y"], "image")
     given = {"model": home / "import", "evaluation": home / "evaluation"}
     run_step("reference", home / "reference", given)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from models import content, random_set, run_step
-from onnx_made import exported, imported, run_module
+from onnx_made import import_of, onnx_of, run_module
 
 from tf2aif.engines import engine_module
 from tf2aif.engines.batches import run_batches
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_export_computes_what_the_source_computes(
     tmp_path: Path, name: str, batch: int | str
 ) -> None:
-    model, artifact = imported(name, batch), exported(name, batch)
+    model, artifact = import_of(name, batch), onnx_of(name, batch)
     assert read_signature(artifact) == read_signature(model)
-    samples = read_set(random_set(imported(name, "free"), tmp_path / "set", 7)).inputs
+    samples = read_set(random_set(import_of(name, "free"), tmp_path / "set", 7)).inputs
     found = run_batches(engine_module("onnxruntime").load(artifact), samples)
     truth = run_batches(engine_module("tensorflow").load(model), samples)
     assert list(found) == list(truth)
@@ -41,7 +41,7 @@ def test_export_computes_what_the_source_computes(
 
 
 def test_file_is_canonical_and_valid() -> None:
-    model = read_model(exported("pair", "free"))
+    model = read_model(onnx_of("pair", "free"))
     onnx.checker.check_model(model, full_check=True)
     assert model.opset_import[0].version == 17
     assert not model.producer_name
@@ -55,7 +55,7 @@ def test_file_is_canonical_and_valid() -> None:
 
 
 def test_newer_opset(tmp_path: Path) -> None:
-    result = run_module(onnx_export, tmp_path / "out", {"model": imported("conv")}, opset=18)
+    result = run_module(onnx_export, tmp_path / "out", {"model": import_of("conv")}, opset=18)
     assert result["opset"] == read_model(tmp_path / "out").opset_import[0].version == 18
 
 
@@ -77,7 +77,7 @@ for batch in (1, "free"):
 
 @pytest.mark.parametrize("name", ["pair", "recurrent"])
 def test_bytes_are_those_of_a_fresh_process_and_a_new_export(tmp_path: Path, name: str) -> None:
-    model = imported(name)
+    model = import_of(name)
     tests = Path(__file__).parent
     environment = {
         **os.environ,
@@ -89,7 +89,7 @@ def test_bytes_are_those_of_a_fresh_process_and_a_new_export(tmp_path: Path, nam
     command = [sys.executable, "-c", SCRIPT, str(source), str(tmp_path)]
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
     for batch in (1, "free"):
-        assert content(tmp_path / f"onnx-{batch}") == content(exported(name, batch))
+        assert content(tmp_path / f"onnx-{batch}") == content(onnx_of(name, batch))
 
 
 def saved(folder: Path, function: Any, *specs: Any, batch: int | str = "free") -> Path:
@@ -163,12 +163,12 @@ def test_a_model_that_refuses_random_numbers_is_unchecked(tmp_path: Path) -> Non
 
 def test_other_numbers_than_the_sources_are_refused(tmp_path: Path) -> None:
     """An artifact with one weight changed, held to the source model that it came from."""
-    model = imported("conv")
+    model = import_of("conv")
     signature = read_signature(model)
     source = onnx_export.read_source(model, signature)
     changed = tmp_path / "changed"
     changed.mkdir()
-    for name, data in content(exported("conv")).items():
+    for name, data in content(onnx_of("conv")).items():
         (changed / name).write_bytes(data)
     onnx_compare.compare_models(source, changed, signature, 1e-3)
     graph = read_model(changed)

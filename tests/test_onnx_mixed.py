@@ -177,8 +177,8 @@ def test_a_search_is_the_same_again_and_takes_up_earlier_trials(
     assert "MatMul_1 alone in int8: drop" in capfd.readouterr().out
 
 
-def test_where_all_layers_hold_nothing_is_searched(tmp_path: Path) -> None:
-    home = digits()
+def test_where_all_layers_hold_nothing_is_searched(tmp_path: Path, exported: Path) -> None:
+    home = digits(exported)
     given = {name: home / name for name in ("calibration", "evaluation", "reference")}
     given["model"] = home / "onnx"
     result = run_module(onnx_mixed, tmp_path / "out", given, allowed_drop=0.05, metric="top-1")

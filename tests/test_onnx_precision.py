@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from models import array_set, content, random_set
 from onnx import TensorProto, helper
-from onnx_made import digits, exported, imported, run_module
+from onnx_made import digits, import_of, onnx_of, run_module
 from test_onnx_graph import answers, model_of, spec
 
 from tf2aif.engines import engine_module
@@ -51,7 +51,7 @@ def run_file(artifact: Path, file: str, samples: Any) -> dict[str, Any]:
 def test_typed_model_and_its_emulation_are_near_the_source(
     tmp_path: Path, name: str, batch: int | str, precision: str, tolerance: float
 ) -> None:
-    artifact = exported(name, batch)
+    artifact = onnx_of(name, batch)
     result = run_module(onnx_cast, tmp_path / "out", {"model": artifact}, precision=precision)
     assert result["lowered"]
     typed = read_model(tmp_path / "out")
@@ -62,7 +62,7 @@ def test_typed_model_and_its_emulation_are_near_the_source(
     assert TensorProto.FLOAT not in weights
     doors = {each.type.tensor_type.elem_type for each in (*typed.graph.input, *typed.graph.output)}
     assert doors <= {TensorProto.FLOAT, TensorProto.INT32}
-    samples = read_set(random_set(imported(name, "free"), tmp_path / "set", 9)).inputs
+    samples = read_set(random_set(import_of(name, "free"), tmp_path / "set", 9)).inputs
     truth = run_file(artifact, "model.onnx", samples)
     found = run_file(tmp_path / "out", "check.onnx", samples)
     for output, values in truth.items():
@@ -71,10 +71,10 @@ def test_typed_model_and_its_emulation_are_near_the_source(
 
 
 def test_loops_and_kept_operators_stay_float32(tmp_path: Path) -> None:
-    result = run_module(onnx_cast, tmp_path / "a", {"model": exported("recurrent")})
+    result = run_module(onnx_cast, tmp_path / "a", {"model": onnx_of("recurrent")})
     assert result["kept"] == {"Loop": 1}
     options = {"keep": ["Softmax", "Conv_0"]}
-    result = run_module(onnx_cast, tmp_path / "b", {"model": exported("conv")}, **options)
+    result = run_module(onnx_cast, tmp_path / "b", {"model": onnx_of("conv")}, **options)
     assert result["kept"] == {"Conv": 1, "Softmax": 1}
     types = inferred_types(read_model(tmp_path / "b"))
     assert types["Conv_0"] == TensorProto.FLOAT
@@ -83,7 +83,7 @@ def test_loops_and_kept_operators_stay_float32(tmp_path: Path) -> None:
 
 def test_keep_names_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match=r"'Sotfmax', which is no operator(.|\n)*Softmax \(1\)"):
-        run_module(onnx_cast, tmp_path / "a", {"model": exported("conv")}, keep=["Sotfmax"])
+        run_module(onnx_cast, tmp_path / "a", {"model": onnx_of("conv")}, keep=["Sotfmax"])
 
 
 def chain(length: int, weight: float) -> tuple[Any, Signature]:
@@ -163,8 +163,10 @@ def test_half_precision_that_nothing_can_have(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rest", ["fp32", "fp16"])
 @pytest.mark.parametrize("calibration", ["minmax", "entropy", "percentile"])
-def test_int8_keeps_the_accuracy_of_digits(tmp_path: Path, calibration: str, rest: str) -> None:
-    home, out = digits(), tmp_path / "out"
+def test_int8_keeps_the_accuracy_of_digits(
+    tmp_path: Path, calibration: str, rest: str, exported: Path
+) -> None:
+    home, out = digits(exported), tmp_path / "out"
     given = {"model": home / "onnx", "calibration": home / "calibration"}
     result = run_module(onnx_int8, out, given, calibration=calibration, rest=rest)
     assert (result["layers"], result["int8_layers"]) == (2, 2)
@@ -200,8 +202,8 @@ def check_legal(model: Any) -> None:
             assert len(node.input) < 3 or node.input[2] in constants
 
 
-def test_half_precision_beside_int8_has_exact_scales(tmp_path: Path) -> None:
-    home, out = digits(), tmp_path / "out"
+def test_half_precision_beside_int8_has_exact_scales(tmp_path: Path, exported: Path) -> None:
+    home, out = digits(exported), tmp_path / "out"
     given = {"model": home / "onnx", "calibration": home / "calibration"}
     run_module(onnx_int8, out, given, rest="fp16")
     types = inferred_types(read_model(out))
@@ -209,15 +211,15 @@ def test_half_precision_beside_int8_has_exact_scales(tmp_path: Path) -> None:
     assert {name for name, code in types.items() if code == TensorProto.FLOAT} == doors
 
 
-def test_int8_without_layers_is_a_failure(tmp_path: Path) -> None:
-    home = digits()
+def test_int8_without_layers_is_a_failure(tmp_path: Path, exported: Path) -> None:
+    home = digits(exported)
     given = {"model": home / "onnx", "calibration": home / "calibration"}
     with pytest.raises(StepFailed, match="nothing in the model was quantised"):
         run_module(onnx_int8, tmp_path / "a", given, keep=["Conv", "MatMul"])
 
 
-def test_kept_layers_are_not_quantised(tmp_path: Path) -> None:
-    home = digits()
+def test_kept_layers_are_not_quantised(tmp_path: Path, exported: Path) -> None:
+    home = digits(exported)
     given = {"model": home / "onnx", "calibration": home / "calibration"}
     result = run_module(onnx_int8, tmp_path / "a", given, keep=["Conv_0"])
     assert (result["layers"], result["int8_layers"], result["kept"]) == (2, 1, ["Conv_0"])
@@ -233,15 +235,17 @@ def test_kept_layers_are_not_quantised(tmp_path: Path) -> None:
         ({"image": np.full((4, 8, 8, 1), np.inf, np.float32)}, "NaN or infinity in 'Reshape_0'"),
     ],
 )
-def test_calibration_sets_that_do_not_fit(tmp_path: Path, arrays: Any, message: str) -> None:
+def test_calibration_sets_that_do_not_fit(
+    tmp_path: Path, arrays: Any, message: str, exported: Path
+) -> None:
     array_set(tmp_path / "set", **arrays)
-    given = {"model": digits() / "onnx", "calibration": tmp_path / "set"}
+    given = {"model": digits(exported) / "onnx", "calibration": tmp_path / "set"}
     with pytest.raises(StepFailed, match=message):
         run_module(onnx_int8, tmp_path / "out", given)
 
 
-def test_bytes_of_every_precision_are_the_same_again(tmp_path: Path) -> None:
-    home = digits()
+def test_bytes_of_every_precision_are_the_same_again(tmp_path: Path, exported: Path) -> None:
+    home = digits(exported)
     given = {"model": home / "onnx", "calibration": home / "calibration"}
     for i in "ab":
         run_module(onnx_cast, tmp_path / i / "fp16", {"model": home / "onnx"})
@@ -320,9 +324,9 @@ def test_entropy_cuts_outliers_and_keeps_even_distributions() -> None:
 
 def test_nodes_are_counted_in_what_is_written(tmp_path: Path) -> None:
     """A float model that somebody calls quantised is refused, whatever the tool before returned."""
-    signature = read_signature(exported("conv"))
+    signature = read_signature(onnx_of("conv"))
     with pytest.raises(StepFailed, match="nothing in the model was quantised"):
-        write_quantised(read_model(exported("conv")), signature, tmp_path, "fp32")
+        write_quantised(read_model(onnx_of("conv")), signature, tmp_path, "fp32")
 
 
 @pytest.mark.kws

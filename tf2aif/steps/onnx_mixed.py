@@ -28,6 +28,8 @@ TOOLCHAIN = "onnx"
 INPUTS = ("model", "calibration", "evaluation", "reference")
 SCORES = True
 
+CHANCE = 4  # samples that may change sides for no reason of a single layer's
+
 
 class Options(Ranges, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long is searched, and what is held. `rest` is the type of the layers that are kept."""
@@ -138,7 +140,8 @@ class _Judge:
         reference = read_reference(job.inputs["reference"])
         self._all = _Samples(dict(whole.inputs), reference, whole.labels)
         self._some = self._all.evenly(options.samples, whole.samples)
-        self.grain = 2 / min(options.samples, whole.samples) if options.metric else 0.0
+        few = CHANCE / min(options.samples, whole.samples) if options.metric else 0.0
+        self.grain = max(few, options.allowed_drop)
         self._exact: dict[str, Array] | None = None
         self._trials = Trials(trials_folder(), _facts(job, options))
 
