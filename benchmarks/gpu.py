@@ -72,9 +72,7 @@ def main() -> None:
         sources = {model: write_model(model, work) for model in words.models}
         sources |= {k: Path(v) for k, _, v in (each.partition("=") for each in words.model)}
         print(f"{machine()}\n")
-        print(
-            "| model | precision | ONNX bytes | same best class | engine s | bytes | repeatable |"
-        )
+        print("| model | precision | ONNX bytes | error | engine s | bytes | repeatable |")
         print("|---|---|---|---|---|---|---|")
         made = {name: build_all(name, path, work, words.samples) for name, path in sources.items()}
         here = read_machine()
