@@ -72,17 +72,20 @@ def real_of(stored: Array, fix: int) -> Array:
 def rescale(integers: Array, fix: int, wanted: int) -> Array:
     """Integers at one position as int8 at another: shifted, rounded half up, saturated."""
     shift = fix - wanted
-    narrow = integers.dtype.itemsize < 8 and 0 < shift < 31
-    wide: Any = integers.astype(np.int32 if narrow else np.int64)
+    # Half a bit is added behind all but the last bit of the shift: no sum can overflow there.
+    narrow = integers.dtype.itemsize < 8 and 1 < shift < 32
+    moved: Any = integers.astype(np.int32 if narrow else np.int64)
     if shift > 62:  # all of an int64 is less than half of one
-        moved = np.zeros_like(wide)
+        moved[...] = 0
     elif shift > 0:
-        # (x + half) >> shift, without the sum that could overflow
-        moved = (wide >> shift) + ((wide >> (shift - 1)) & 1)
-    else:
+        moved >>= shift - 1
+        moved += 1
+        moved >>= 1
+    elif shift < 0:
         # What saturates anyway is cut off before it is shifted out of 64 bits.
-        moved = np.clip(wide, LOW, HIGH) << min(-shift, 32)
-    stored: Array = np.clip(moved, LOW, HIGH).astype(np.int8)
+        np.clip(moved, LOW, HIGH, out=moved)
+        moved <<= min(-shift, 32)
+    stored: Array = np.clip(moved, LOW, HIGH, out=moved).astype(np.int8)
     return stored
 
 
