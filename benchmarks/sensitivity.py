@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tf2aif.errors import StepFailed
 from tf2aif.steps import Job, dataset, import_model, onnx_export, onnx_mixed, reference
 
 SIDE = 32  # pixels: digits of 8 x 8, four times as large
@@ -56,7 +57,11 @@ def search(
     """One search: its table on stdout, its figures."""
     started = time.perf_counter()
     asked = {"calibration": calibration, "allowed_drop": drop, "metric": "top-1"}
-    result = run(onnx_mixed, out, given, **asked, samples=600, trials=200)
+    try:
+        result = run(onnx_mixed, out, given, **asked, samples=600, trials=200)
+    except StepFailed as error:  # a gate that no choice holds
+        print(f"{name}, {calibration}, gate {drop}: {error.faults[0].message}", flush=True)
+        return {"model": name, "drop": drop, "failed": error.faults[0].message}
     taken = time.perf_counter() - started
     told = f"{result['int8_layers']} of {result['layers']} layers in int8"
     print(

@@ -250,6 +250,24 @@ def test_constants_and_known_shapes_are_folded_and_random_numbers_are_not() -> N
     np.testing.assert_array_equal(answers(model, x)[0], x.ravel())
 
 
+def test_reshapes_that_only_put_the_batch_in_need_no_shape_of_their_input() -> None:
+    signature = Signature(inputs=(spec("x", None, 2, 3),), outputs=(spec("y", None, 6),))
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["batch"]),
+        helper.make_node("Concat", ["batch", "rest"], ["lengths"], axis=0),
+        helper.make_node("Reshape", ["x", "lengths"], ["y"]),
+    ]
+    constants = {"first": np.array([0], np.int64), "rest": np.array([6], np.int64)}
+    model = model_of(nodes, signature, constants)
+    simplify(model)
+    made = canonical_form(model, signature)
+    assert operators(made) == ["Reshape"]
+    assert onnx.numpy_helper.to_array(made.graph.initializer[0]).tolist() == [-1, 6]
+    x = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    np.testing.assert_array_equal(answers(made, x)[0], x.reshape(4, 6))
+
+
 def test_a_constant_that_is_cheaper_to_compute_again_stays() -> None:
     signature = Signature(inputs=(spec("x", 1),), outputs=(spec("y", 1024, 1024),))
     nodes = [

@@ -1,8 +1,9 @@
 """Simplifications of an ONNX graph that change nothing in its numbers but the last bits.
 
-What depends on no input is computed now. What stands beside a convolution only because TensorFlow
-has an operator of its own for it (padding before, the scale of a batch normalisation and a bias
-after) goes into the convolution: compilers then quantise and fuse the layer as one.
+What depends on no input is computed now, and so is the shape of a reshape of which all but the
+batch is known. What stands beside a convolution only because TensorFlow has an operator of its own
+for it (padding before, the scale of a batch normalisation and a bias after) goes into the
+convolution: compilers then quantise and fuse the layer as one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _KEPT = ("Random", "Multinomial", "Bernoulli", "Quantize", "Dequantize")
 def simplify(model: Any) -> None:
     """Fold constants, and fold into convolutions what belongs to them, in place."""
     for _ in range(ROUNDS):
-        if not fold_constants(model):
+        if not fold_constants(model) + fix_reshapes(model):
             break
     graph = Editor(model.graph)
     for fuse in (_fuse_pad, _fuse_scale, _fuse_bias):
@@ -60,6 +61,24 @@ def fold_constants(model: Any) -> int:
         graph.add_constant(name, value)
     graph.finish()
     return len(values)
+
+
+def fix_reshapes(model: Any) -> int:
+    """Give each Reshape of which one length is open a constant shape, in place; how many did.
+
+    Exporters compute it from the shape of an input, to put the batch in: what is left is -1.
+    """
+    shapes = inferred_shapes(model)
+    graph = Editor(model.graph)
+    count = 0
+    for node in graph.nodes:
+        shape = shapes.get(node.output[0]) if node.op_type == "Reshape" else None
+        if shape is None or node.input[1] in graph.constants or 0 in shape or shape.count(None) > 1:
+            continue
+        lengths = np.array([-1 if length is None else length for length in shape], np.int64)
+        graph.set_input(node, 1, graph.add_constant(f"{node.output[0]}.lengths", lengths))
+        count += 1
+    return count
 
 
 def _static_length(node: Any, shapes: Mapping[str, Shape]) -> Array | None:
