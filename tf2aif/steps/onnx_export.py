@@ -139,7 +139,7 @@ def _name_apart(graph: Any) -> None:
 def _optimize(graph: Any) -> Any:
     """tf2onnx's optimizers, over and over until none of them changes anything.
 
-    Its own loop copies all weights after each of some forty passes, into memory that is given back
+    Its own loop copies all weights after each of two dozen passes, into memory that is given back
     at the end only: 7.2 GB for ResNet50, where this takes 1.8.
     """
     from tf2onnx.optimizer import _get_optimizers
