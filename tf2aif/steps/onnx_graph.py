@@ -131,8 +131,8 @@ def constant_of(node: Any) -> Any:
     value = helper.get_attribute_value(attribute)
     if attribute.name == "value":
         return value
-    dtypes = {"value_float": np.float32, "value_floats": np.float32}
-    dtypes |= {"value_int": np.int64, "value_ints": np.int64}
+    dtypes = {"value_float": "float32", "value_floats": "float32"}
+    dtypes |= {"value_int": "int64", "value_ints": "int64"}
     if attribute.name not in dtypes:
         return None
     return numpy_helper.from_array(np.asarray(value, dtypes[attribute.name]))

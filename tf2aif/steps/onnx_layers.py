@@ -171,7 +171,7 @@ def scale_of(threshold: Array, *, half: bool = False) -> Array:
     scale = np.asarray(threshold, np.float32) / np.float32(LEVELS)
     scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
     if not half:
-        return np.maximum(scale, np.finfo(np.float32).tiny)
+        return np.asarray(np.maximum(scale, np.finfo(np.float32).tiny))
     with np.errstate(over="ignore"):
         narrow = scale.astype(np.float16)
     if not np.isfinite(narrow).all():

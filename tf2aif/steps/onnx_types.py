@@ -211,6 +211,7 @@ def has_half(model: Any) -> bool:
 
 
 _NAMES: dict[Half, str] = {"fp16": "float16", "bf16": "bfloat16"}
+_LARGEST: dict[Half, float] = {"fp16": 65504.0, "bf16": (2 - 2**-7) * 2.0**127}
 
 
 def code_of(half: Half) -> int:
@@ -225,9 +226,7 @@ def rounded_to(value: Array, half: Half) -> Array:
 
 
 def _saturated(value: Array, half: Half) -> Array:
-    import ml_dtypes
-
-    largest = float(ml_dtypes.finfo(_dtype(half)).max)
+    largest = _LARGEST[half]
     return np.clip(value, -largest, largest).astype(_dtype(half))
 
 
