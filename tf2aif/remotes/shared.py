@@ -118,6 +118,7 @@ class Shared:
             try:
                 found = self._look(line, step, key, current)
                 if found and self._fetch(line, *found, store):
+                    line.bundles.pop(action_name(key), None)  # it may hold small outputs
                     return found[0].record
             except RemoteFailed as error:
                 self._fail(line, error)
