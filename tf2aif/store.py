@@ -160,7 +160,7 @@ class Store:
         They are stored at the end of the block; `CorruptBlob` is raised for other bytes than the
         file's, and `Tf2aifError` where the store is full or cannot be written.
         """
-        with self._writing(), self._blobs.receive(file) as write:
+        with self._writing(sweep=False), self._blobs.receive(file) as write:
             yield write
 
     def adopt(self, record: ActionRecord) -> bool:
@@ -168,7 +168,7 @@ class Store:
 
         Raises `Tf2aifError` where the store is full or cannot be written.
         """
-        with self._writing():
+        with self._writing(sweep=False):
             complete = all(map(self._blobs.has, record.outputs))
             if complete:
                 self._write_record(record, encode(record), sync=False)
@@ -259,14 +259,18 @@ class Store:
             yield
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, *, sweep: bool = True) -> Iterator[None]:
+        """`sweep`: remove leftovers too. What comes from elsewhere comes by the thousand, and would
+        mostly list that folder.
+        """
         try:
             with self._using():
                 self._temporary.mkdir(parents=True, exist_ok=True)
                 tag = self.root / "CACHEDIR.TAG"
                 if not tag.exists():
                     tag.write_bytes(_TAG)
-                self._remove_leftovers()
+                if sweep:
+                    self._remove_leftovers()
                 yield
         except OSError as error:
             raise _cannot_write("the cache", self.root, error) from error
