@@ -46,7 +46,6 @@ class PackedStep(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, str] = {}  # name of an input -> digest: artifacts that were packed
     made: dict[str, str] = {}  # name of an input -> id of an earlier step of the bundle
     timeout_s: float | None = None
-    optional: bool = False  # the variant is whole without it
 
     @property
     def folder(self) -> str:
@@ -141,11 +140,16 @@ def _look(
     folder: Path, manifest: Manifest, requests: Sequence[Request]
 ) -> Iterator[tuple[PackedStep, Request]]:
     """The steps that can run: all is there and as it was packed, before minutes are spent."""
-    for step, request in zip(manifest.steps, requests, strict=True):
+    left_out: set[str] = set()  # a compiler's machine need not have the device
+    for number, (step, request) in enumerate(zip(manifest.steps, requests, strict=True)):
+        if left_out & set(step.made.values()):
+            left_out.add(step.id)
+            continue
         tool = identity(request.toolchain)
         if isinstance(tool, Missing):
-            if step.optional:
+            if left_out or number:
                 print(f"{step.id} is left out: {tool.what} is not here", file=sys.stderr)
+                left_out.add(step.id)
                 continue
             raise Tf2aifError(f"{step.id} needs {tool.what}, which is not here", hint=tool.hint)
         if _digests(step, request) != {**step.files, **step.inputs}:

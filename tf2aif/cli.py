@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .cli_bundles import add_bundle_command
-from .cli_cache import add_cache_command
+from .cli_cache import add_cache_command, add_remote_flag
 from .cli_images import add_image_commands, add_image_flag
 from .cli_serving import PASSED_ON, add_serving_commands, pass_on
 from .cli_verify import add_verify_command
@@ -25,6 +25,7 @@ from .errors import FilesError, Tf2aifError
 
 if TYPE_CHECKING:
     from .build import Build
+    from .remotes.shared import Report
 
 EPILOG = """exit codes: 0 all as asked; 1 a step failed; 2 the files are wrong;
 3 a toolchain is missing with --strict; 4 an accuracy gate failed; 130 interrupted"""
@@ -154,6 +155,7 @@ def _add_build(commands: Commands) -> None:
     parser = _with_recipes(_command(commands, "build", _build, "bring all variants up to date"))
     parser.add_argument("-n", "--jobs", type=_jobs, default=1, help="steps at a time, or 'auto'")
     parser.add_argument("--strict", action="store_true", help="a missing toolchain is a failure")
+    add_remote_flag(parser)
 
 
 def _add_why(commands: Commands) -> None:
@@ -212,6 +214,7 @@ def _really_build(
     from .build import Build
     from .noop import write_stamp
     from .progress import follow
+    from .remotes import open_for
     from .tasks import run
 
     build = Build.load(
@@ -221,9 +224,16 @@ def _really_build(
         images=arguments.images,
     )
     try:
+        shared = build.workspace.shared = open_for(Path(project), arguments.remote)
+        if shared:
+            from .remotes.ahead import fetch_ahead
+
+            fetch_ahead(build.graph, build.workspace)
         build.check()
         with follow(build, quiet=arguments.json):
             run(build, jobs=arguments.jobs)
+        if shared:
+            _tell_shared(shared.finish(), quiet=arguments.json)
         report, code = _report(build), build.exit_code(strict=arguments.strict)
         if not build.failures:
             nothing = {
@@ -242,6 +252,13 @@ def _really_build(
     if arguments.strict and build.missing and not arguments.json:
         print("error: a toolchain is missing, and --strict was given", file=sys.stderr)
     return report, code
+
+
+def _tell_shared(report: Report, *, quiet: bool) -> None:
+    """What came of the shared caches, in a line; and which of them was left alone."""
+    lines = [report.render(), *(f"warning: {warning}" for warning in report.warnings)]
+    for line in filter(None, lines if not quiet else lines[1:]):
+        print(line, file=sys.stderr)
 
 
 def _report(build: Build) -> dict[str, Any]:

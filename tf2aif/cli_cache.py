@@ -118,7 +118,10 @@ def _gc(arguments: argparse.Namespace, show_json: Show) -> int:
     }
     if not arguments.remote:
         from .store import Store
+        from .toolchains.venv import collect as collect_environments
 
+        if arguments.older_than is not None:
+            collect_environments(arguments.older_than, dry_run=arguments.dry_run)
         return _tell(arguments, show_json, _plain(Store().gc(**limits)))
     from .remotes import open_remote, wanted
     from .remotes.collect import collect

@@ -186,9 +186,15 @@ def _is_executable(node: Node) -> bool:
     return node.kind == "file" and bool(node.status.st_mode & stat.S_IXUSR)
 
 
+def _look_once(path: str, _: os.stat_result) -> tuple[str, int]:
+    """Digest and size of a file that no cache remembers."""
+    digest, signature = hash_file(path)
+    return digest, signature[2]
+
+
 def _digest_files(nodes: list[Node], cache: StatCache | None) -> dict[str, tuple[str, int]]:
     """Path -> digest and size. Threads for large files only: small ones take 4 times as long."""
-    look = (StatCache() if cache is None else cache).look
+    look = _look_once if cache is None else cache.look
     files = [node for node in nodes if node.kind == "file"]
     large = [node for node in files if node.status.st_size > LARGE]
     if len(large) < 2:

@@ -88,7 +88,7 @@ def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
                 request_for(step, workspace, out),
                 log=log,
                 timeout_s=step.limits.timeout_s,
-                memory_mb=step.limits.memory_mb or machine_limit_mb(),
+                memory_mb=step.limits.memory_mb or _default_memory_mb(step, workspace),
             )
         _look_again(step, facts, workspace)
         if not os.listdir(out):
@@ -110,6 +110,12 @@ def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
     workspace.note(step, record)
     if workspace.shared:
         workspace.shared.give(record, workspace.store)
+
+
+def _default_memory_mb(step: Step, workspace: Workspace) -> int | None:
+    """What the machine bears that the step runs on; another one knows it for itself."""
+    place = workspace.places.place(step.toolchain)
+    return None if place and place.kind == "ssh" else machine_limit_mb()
 
 
 @cache

@@ -141,7 +141,8 @@ def place_facts(step: Step, workspace: Workspace) -> Facts:
         facts[f"environment.{name}"] = value
     if step.device and workspace.places.place(step.toolchain) is None:
         facts |= {f"device.{name}": value for name, value in device_facts(step.device).items()}
-    return facts | (machine_facts() if step.machine else {})
+    there = workspace.places.asks(step.toolchain)  # its identity names the machine
+    return facts | (machine_facts() if step.machine and not there else {})
 
 
 def _observed(record: ActionRecord, current: Current) -> Facts:

@@ -22,6 +22,7 @@ from .toolchains.installed import environment_facts, installed
 
 if TYPE_CHECKING:
     from .build import Build
+    from .toolchains.places import Place
 
 _OTHERS = ("TF2AIF_CACHE", "XDG_CACHE_HOME", "HOME", "SOURCE_DATE_EPOCH")
 _IN_WORLD = ("environment", "venv")  # kinds of toolchains that consist of distributions
@@ -82,7 +83,8 @@ def write_stamp(
     from .workspace import write_atomically
 
     used = {name for step in build.graph.steps.values() for name in (step.toolchain, *step.engines)}
-    if any(build.workspace.places.asks(name) for name in used):
+    places = build.workspace.places
+    if any(places.asks(name) or _has_gpus(places.place(name)) for name in used):
         return
     vendors = sorted(name for name in used if TOOLCHAINS[name].kind not in _IN_WORLD)
     devices = sorted({step.device for step in build.graph.steps.values() if step.device})
@@ -107,6 +109,11 @@ def write_stamp(
 def _all_current(build: Build) -> bool:
     fresh = all(build.is_fresh(name) for name in build.runnable)
     return fresh and all(build.is_current(name) for name in build.graph.variants)
+
+
+def _has_gpus(place: Place | None) -> bool:
+    """A container with GPUs: their driver is a fact, and the stamp does not look for it."""
+    return place is not None and place.gpus is not None
 
 
 def _tools(names: Iterable[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 TAIL_BYTES = 8192
 TAIL_LINES = 20
 
-_OUR_FRAMES = (f'  File "{Path(__file__).with_name("worker.py")}"', '  File "<frozen runpy>"')
+_OUR_FRAMES = re.compile(r'  File "(?:[^"]*/tf2aif/worker\.py|<frozen runpy>)"')  # here or far
 _SIGNALS = {
     signal.SIGABRT: "native code gave up: a failed check, or an exception that nobody caught",
     signal.SIGBUS: "a file that was mapped into memory was cut, or the disk is full",
@@ -96,7 +97,7 @@ def last_lines(log: Path) -> list[str]:
 
 def _is_ours(line: str) -> bool:
     """Frames of the worker itself, in the stack that Python prints as it crashes."""
-    return line.startswith(_OUR_FRAMES)
+    return bool(_OUR_FRAMES.match(line))
 
 
 def full_message(step: str, what: str, log: Path, again: str | None, *, tail: bool) -> str:

@@ -80,7 +80,7 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     reason: str = ""
     engine: dict[str, Any]
-    emulates: str | None = None  # the device's engine, which the engine above stands in for
+    emulates: str | None = None  # the device's engine, or target, that the engine stands in for
     batch: int | Literal["free", "none"] = 1
     hooks: str | None = None  # the hooks file, relative to the variant's folder
     baseline: bool = False
@@ -129,7 +129,7 @@ def _missing_facts(step: Step, tool: Missing, workspace: Workspace) -> Facts:
 def is_current(variant: Variant, graph: Graph, workspace: Workspace, missing: MissingSteps) -> bool:
     """Whether the folder is what its steps make now, and nobody edited it."""
     facts = variant_facts(variant, graph, workspace, missing)
-    made = workspace.made(_sidecar(variant))
+    made = workspace.made(sidecar(variant))
     if facts is None or made is None or made.key != key(facts):
         return False
     try:
@@ -173,7 +173,7 @@ def _note(variant: Variant, graph: Graph, workspace: Workspace, missing: Missing
         facts=facts,
         outputs=_files(variant, workspace),
     )
-    workspace.note(_sidecar(variant), record)
+    workspace.note(sidecar(variant), record)
 
 
 def write_failure(
@@ -231,7 +231,7 @@ def _unchecked(
     compiled = variant.artifact in made
     artifact, check = made[variant.artifact if compiled else how.artifact], made[how.check].result
     state: State = "built" if compiled else "emulated" if how.exact else "bundled"
-    if not compiled:
+    if not compiled and how.engine != variant.engine:
         engine = {"name": how.engine, "options": how.engine_options}
         record = msgspec.structs.replace(record, engine=engine, emulates=variant.engine)
     return msgspec.structs.replace(
@@ -293,6 +293,7 @@ def _bare(variant: Variant, state: State, reason: str) -> VariantRecord:
         state=state,
         reason=reason,
         engine={"name": variant.engine, "options": variant.engine_options},
+        emulates=variant.target if _runs_emulated(variant) else None,
         batch=variant.batch,
         hooks=f"hooks/{variant.hooks}" if variant.hooks else None,
         baseline=variant.baseline,
@@ -303,12 +304,17 @@ def _bare(variant: Variant, state: State, reason: str) -> VariantRecord:
 
 def _state(variant: Variant, check: ActionRecord) -> State:
     """A check by the device's own engine, on the kind of machine that the target names."""
-    if variant.emulation and variant.emulation.engine == variant.engine:
+    if _runs_emulated(variant):
         return "built"
     facts = check.made_by or check.facts
     system, _, machine = str(facts.get("toolchain.platform", "")).partition("-")
     there = oci_platform(system, machine) == variant.platform
     return "verified-on-device" if there else "built"
+
+
+def _runs_emulated(variant: Variant) -> bool:
+    """Its engine is an emulation, on the device's own host too."""
+    return variant.emulation is not None and variant.emulation.engine == variant.engine
 
 
 def _step_record(record: ActionRecord) -> StepRecord:
@@ -340,8 +346,9 @@ def _fill(
 ) -> None:
     """What ships, and what tells how it was made."""
     steps = tuple(name for name in graph.needs(variant.steps) if name in record.steps)
-    emulated = variant.emulation if record.emulates else None
-    artifact = emulated.artifact if emulated else variant.artifact
+    how = variant.emulation
+    compiled = how is None or variant.artifact in record.steps
+    artifact = variant.artifact if compiled or how is None else how.artifact
     shutil.copytree(workspace.artifact(artifact), out / "artifact")
     for name, path in variant.hook_files.items():
         copy(Path(path), out / "hooks" / name)
@@ -427,7 +434,6 @@ def _pack(out: Path, variant: str, graph: Graph, workspace: Workspace, missing: 
                 inputs={n: here(o, workspace) for n, o in step.inputs.items() if n not in made},
                 made=made,
                 timeout_s=step.limits.timeout_s,
-                optional=step.kind == "latency",
             )
         )
     manifest = Manifest(schema=BUNDLE_SCHEMA, variant=variant, steps=tuple(packed))
@@ -466,7 +472,8 @@ def write_script(path: Path, lines: list[str], out: str = "$HERE-out") -> None:
     path.chmod(0o755)
 
 
-def _sidecar(variant: Variant) -> str:
+def sidecar(variant: Variant) -> str:
+    """What the record of a variant's folder is noted under."""
     return f"{variant.recipe}/@{variant.name}"
 
 

@@ -27,6 +27,7 @@ from doit.task import Task
 from .build import Build
 from .digest import digest_tree
 from .errors import Tf2aifError
+from .remotes import open_for
 
 CONFIG = {"par_type": "thread", "continue": True, "backend": "tf2aif"}
 
@@ -211,9 +212,10 @@ def configure(
         if not held:
             try:
                 held.append(Build.load([project / "recipes"], project, images=images))
+                held[0].workspace.shared = open_for(project)
             except Tf2aifError as error:
                 raise SystemExit(error.render()) from None
-            atexit.register(held[0].close)
+            atexit.register(_end, held[0])
         return held[0]
 
     def task_tf2aif() -> Iterator[Task]:
@@ -226,6 +228,13 @@ def configure(
         "check_file_uptodate": checker(lambda: build().workspace.stats),
     }
     return config, task_tf2aif
+
+
+def _end(build: Build) -> None:
+    """Wait for what is still being given to a shared cache, and end the workers."""
+    if build.workspace.shared is not None:
+        build.workspace.shared.finish()
+    build.close()
 
 
 class _Loader(TaskLoader2):  # type: ignore[misc]

@@ -18,7 +18,7 @@ from .file_differences import FileDifference, compare_files
 from .freshness import declared
 from .graph import Graph, Step, Variant
 from .observed import current_value
-from .record import BENCH, read_record, variant_facts
+from .record import BENCH, read_record, sidecar, variant_facts
 from .records import ActionRecord, OutputFile, artifact_digest
 from .workspace import Workspace
 
@@ -73,7 +73,7 @@ def _has_image(build: Build, name: str) -> bool:
 def _fault(build: Build, variant: Variant) -> Fault | None:
     """Why a variant cannot be verified; None where it can."""
     space = build.workspace
-    record, made = read_record(space.variant(variant.id)), space.made(_sidecar(variant))
+    record, made = read_record(space.variant(variant.id)), space.made(sidecar(variant))
     if record and record.state == "failed":
         return Fault(f"{variant.id} was not built: {record.reason}", hint="'tf2aif build' first")
     if made is None or (record is None and not space.variant(variant.id).exists()):
@@ -142,7 +142,7 @@ def damage_of(workspace: Workspace, step: str) -> tuple[FileDifference, ...]:
 
 def variant_damage(workspace: Workspace, variant: Variant) -> tuple[FileDifference, ...]:
     """The files of a variant's folder that are not what was written there."""
-    made = workspace.made(_sidecar(variant))
+    made = workspace.made(sidecar(variant))
     if made is None:
         return ()
     return _compare(made, workspace.variant(variant.id), workspace, (BENCH,))
@@ -166,8 +166,3 @@ def _compare(
         stored,
         lambda file: folder / file.path,
     )
-
-
-def _sidecar(variant: Variant) -> str:
-    """What the workspace calls the note of what a variant's folder was made from."""
-    return f"{variant.recipe}/@{variant.name}"

@@ -39,6 +39,8 @@ from .toolchains import (
 )
 from .toolchains.installed import loaded, locked
 from .toolchains.places import Place
+from .trials import VARIABLE as TRIALS
+from .trials import trials_folder
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,7 +186,7 @@ def _watched(request: Request, run: Any) -> tuple[Any, Facts]:
         return run(), {}
     from .watch import watching
 
-    ignore = [request.out, os.getcwd(), *request.inputs.values()]
+    ignore = [request.out, os.getcwd(), str(trials_folder()), *request.inputs.values()]
     folder = request.folder or os.path.dirname(request.code)
     with watching(Path(folder), [Path(path) for path in ignore]) as watch:
         result = run()
@@ -343,7 +345,10 @@ def _write(fd: int, data: bytes) -> None:
 
 def worker_command(request: Request) -> tuple[list[str], dict[str, str]]:
     """The command and the whole environment that start a worker for a request."""
+    from .store import default_root
+
     environment = child_environment(request.environment)
+    environment.setdefault(TRIALS, str(default_root() / "trials"))
     given = environment.get("PYTHONPATH", "").split(os.pathsep)
     paths = (*given, *search_path(request.toolchain, request.place))
     if path := os.pathsep.join(dict.fromkeys(p for p in paths if p)):

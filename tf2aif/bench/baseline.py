@@ -54,16 +54,17 @@ def find_baseline(variant: Built) -> Built | None:
     """The native variant of the same recipe and platform; None where none is built."""
     if variant.record.baseline:
         return None
-    for folder in sorted(variant.folder.parent.iterdir()):
-        record = read_record(folder)
-        if (
-            record is not None
-            and record.baseline
-            and record.platform == variant.record.platform
-            and (folder / "artifact").is_dir()
-        ):
-            return Built(folder, record)
-    return None
+    found = [
+        Built(folder, record)
+        for folder in sorted(variant.folder.parent.iterdir())
+        if (record := read_record(folder)) is not None
+        and record.baseline
+        and record.platform == variant.record.platform
+        and (folder / "artifact").is_dir()
+    ]
+    # Of one platform a CPU's and a GPU's baseline are told apart by their labels.
+    alike = [built for built in found if built.record.labels == variant.record.labels]
+    return next(iter([*alike, *found]), None)
 
 
 def find_samples(variant: Built) -> Path | None:

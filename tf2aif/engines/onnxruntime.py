@@ -27,7 +27,9 @@ def load(
     file is missing, broken, or does not match its signature, and where a provider is not there.
     """
     signature = read_signature(artifact)
-    path = artifact_file(artifact, "model.onnx")
+    # What a half precision model computes, in operators that a CPU has: see docs/why/onnx.md.
+    check = artifact / "check.onnx"
+    path = check if check.is_file() else artifact_file(artifact, "model.onnx")
     count = thread_count(threads)
     import onnxruntime
 

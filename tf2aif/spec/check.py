@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import Fault, FilesError
+from ..oci.base_check import base_faults
 from .check_model import check_model
 from .document import read
 from .files import missing_file, resolve
@@ -58,6 +59,9 @@ def check(paths: Sequence[Path], project: Path) -> list[Fault]:
             faults += error.faults
     faults += duplicate_names(recipes)
     faults += check_files(Files(tuple(recipes), targets, files.broken))
+    for target in targets.values():
+        if not target.packaged:
+            faults += base_faults(target.target, project, target.document.at(("base",)))
     if not faults:
         from ..hook_trial import try_hooks
 

@@ -48,7 +48,8 @@ class StepModule(Protocol):
     # A module may say more: `inputs(options)`, which artifacts it reads with these options;
     # `FROM`, input -> the step that makes it; `SCORES = True`, it gets all that `check` gets, and
     # the gate; `COMPILES = True`, it is a device's compiler and waits for the gate; `DEVICE`, the
-    # device of `tf2aif.devices` whose facts go into its key.
+    # device of `tf2aif.devices` whose facts go into its key; `COMPARE`, how `tf2aif verify`
+    # compares its artifact, and `TOLERANCE`, how far outputs may be off.
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Do the work; what is returned (JSON) is kept in the record of the step."""

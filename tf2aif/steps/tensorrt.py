@@ -30,6 +30,7 @@ TOOLCHAIN = "tensorrt"
 DEVICE = "nvidia"
 INPUTS = ("model", "timing")
 COMPILES = True
+COMPARE = "outputs"
 FROM = {"timing": "tensorrt-timing"}
 
 _OLDEST = 10  # strongly typed networks with all that is used here

@@ -23,6 +23,7 @@ from .trt_build import Build, BuildOptions, library_of, profiles_of
 VERSION = 1
 TOOLCHAIN = "tensorrt-rtx-builder"  # which needs no GPU
 COMPILES = True
+COMPARE = "outputs"
 INPUTS = ("model",)
 
 _NO_GPU = {"CURRENT", "NONE"}  # of the vendor's list

@@ -25,6 +25,7 @@ TOOLCHAIN = "tensorrt"
 DEVICE = "nvidia"
 INPUTS = ("structure",)
 COMPILES = True
+COMPARE = "nothing"
 FROM = {"structure": "onnx-structure"}
 
 

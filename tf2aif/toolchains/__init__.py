@@ -158,6 +158,8 @@ KINDS: dict[str, str] = {
     "vitis": "tf2aif.toolchains.vitis",
     "docker": "tf2aif.toolchains.docker",
     "ssh": "tf2aif.toolchains.ssh",
+    "compiled": "tf2aif.toolchains.compiled",
+    "vivado": "tf2aif.toolchains.vivado",
 }
 FAR = frozenset({"docker", "ssh"})
 
@@ -184,13 +186,18 @@ TOOLCHAINS: dict[str, Toolchain] = {
     "pof2": Toolchain("environment", (_NUMPY,)),
     "vitis": Toolchain("vitis", ()),
     "vart": Toolchain("vart", ()),
-    "tensorrt": Toolchain("nvidia", (_TENSORRT, _NUMPY), "tensorrt"),
+    "hls": Toolchain("environment", (_NUMPY,)),
+    "vivado": Toolchain("vivado", ()),
+    "tensorflow-gpu": Toolchain("nvidia", (_TENSORFLOW, _NUMPY), "tensorflow"),
+    "tensorflow-system": Toolchain("nvidia", (_TENSORFLOW, _NUMPY), "tensorflow"),
+    "tensorrt-system": Toolchain("nvidia", (_TENSORRT, _NUMPY)),
+    "tensorrt": Toolchain("nvidia", (_TENSORRT, _NUMPY)),
     "tensorrt-rtx-builder": Toolchain("environment", (_RTX, _NUMPY), "rtx"),
     "tensorrt-rtx": Toolchain("nvidia", (_RTX, _NUMPY), "rtx"),
     "onnxruntime-gpu": Toolchain("nvidia", (Root(("onnxruntime-gpu",)), _NUMPY), "gpu"),
     "hls4ml": Toolchain(
-        "venv",
-        (Root(("hls4ml",), ("hls4ml",)), _TENSORFLOW, Root(("keras",), ("keras",))),
+        "compiled",
+        (Root(("hls4ml",), ("hls4ml",)), _NUMPY, Root(("h5py",), ("h5py",))),
         "tensorflow",
         lock="toolchain-hls4ml.txt",
         extends=True,
