@@ -253,6 +253,18 @@ print(sorted(heavy & set(sys.modules)))
     assert subprocess.check_output(command, env=environment, text=True) == f"{loaded}\n"
 
 
+def test_planning_a_step_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from tf2aif.steps import STEPS, step_module
+[step_module(kind) for kind in STEPS]
+print(sorted({"numpy", "tensorflow", "onnx", "onnxruntime", "h5py"} & set(sys.modules)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, env=environment, text=True) == "[]\n"
+
+
 def test_installed_is_read_once() -> None:
     assert installed() is installed()
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from ..engines.signature import read_signature, write_signature
 from ..errors import StepFailed
 from . import Job
-from .onnx_types import Half
 
 VERSION = 1
 TOOLCHAIN = "onnx"
@@ -20,7 +19,7 @@ INPUTS = ("model",)
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which type, and what stays float32."""
 
-    precision: Half = "fp16"
+    precision: Literal["fp16", "bf16"] = "fp16"
     keep: tuple[str, ...] = ()
     """Operators (`Softmax`) or single nodes (`Conv_3`) that stay float32."""
 

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -19,7 +19,9 @@ from msgspec import Meta
 from ..engines.signature import Signature, natural_key, read_signature, write_signature
 from ..errors import StepFailed
 from . import Job
-from .onnx_compare import Source
+
+if TYPE_CHECKING:  # it imports numpy, and planning imports this
+    from .onnx_compare import Source
 
 VERSION = 1
 TOOLCHAIN = "tf2onnx"
@@ -70,6 +72,8 @@ def run(job: Job) -> Mapping[str, Any]:
 def read_source(model: Path, signature: Signature) -> Source:
     """The graph of an import artifact, read without loading it into TensorFlow."""
     from tensorflow.core.protobuf import saved_model_pb2
+
+    from .onnx_compare import Source
 
     content = (model / "saved_model" / "saved_model.pb").read_bytes()
     meta = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0]
