@@ -311,10 +311,10 @@ def test_a_drop_is_as_people_write_it(source: int, variant: int) -> None:
     outputs = {"y": np.eye(2)[(np.arange(1000) >= variant).astype(int)]}
     reference = {"y": np.eye(2)[(np.arange(1000) >= source).astype(int)]}
     job = Job(step="s", kind="check", options={}, inputs={}, out=Path())
-    options = check.Options(engine="litert", metric="top-1")
     labels = np.zeros(1000, np.int64)
-    found = check._score(job, options, outputs, reference, labels)
-    assert found == (source / 1000, variant / 1000, (source - variant) / 1000)
+    found = check.score_outputs(job, "top-1", None, outputs, reference, labels)
+    wanted = source / 1000, variant / 1000, (source - variant) / 1000
+    assert (found.source, found.variant, found.drop) == wanted
 
 
 # Latency
