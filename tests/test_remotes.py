@@ -20,8 +20,9 @@ from engine import docker_registry
 from servers import DAV, SECRET, USER, nginx, swift
 from sharing import add_action, new_key, step_of
 
+from tf2aif.cli import main
 from tf2aif.errors import Tf2aifError
-from tf2aif.remotes import RemoteUse, open_for, open_remote, outputs, uses
+from tf2aif.remotes import RemoteUse, open_for, open_remote, open_shared, outputs, uses
 from tf2aif.remotes.collect import collect
 from tf2aif.remotes.keys import SigningKey, Trusted, find_signing_key, generate, key_id
 from tf2aif.remotes.oci import BUNDLE
@@ -671,15 +672,58 @@ def test_what_is_no_public_key_is_said(text: str) -> None:
         ("ftp://host/x", "no shared cache is of the kind 'ftp'"),
         ("https://", "not the address of a shared cache"),
         ("https://user:secret@host/x", "credentials do not belong"),
+        ("https://user:secret@host/x?query", "credentials do not belong"),
+        ("https://user:a/secret@host/x", "credentials do not belong"),
+        ("s3://key:secret@bucket/x", "credentials do not belong"),
+        ("oci://user:secret@host/x", "credentials do not belong"),
+        ("ftp://user:secret@host/x", "credentials do not belong"),
+        ("https://[host/x", "not the address"),
+        ("https://host:99999/x", "not the address"),
+        ("oci://", "not the address"),
         ("oci://host/repository:tag", "without a tag"),
         ("s3:///prefix", "not the address"),
         ("file://", "not the address"),
+        ("file://cache/x", "not the address"),
+        ("file:cache/x", "not the address"),
+        ("  ", "not the address"),
+        ("~no-such-user/x", "not the address"),
     ],
 )
 def test_wrong_addresses(url: str, said: str) -> None:
     with pytest.raises(Tf2aifError, match=said) as failed:
         open_remote(url)
     assert "secret" not in str(failed.value)
+
+
+@pytest.mark.parametrize("url", ["https://host:8080/team@x/y", "http://host/a@b"])
+def test_an_at_sign_in_a_path_is_no_credential(url: str) -> None:
+    assert open_remote(url).url == url
+
+
+def test_a_folder_with_a_blank_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a cache"
+    assert open_remote(folder.as_uri()).url == open_remote(str(folder)).url == folder.as_uri()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    use = RemoteUse(str(tmp_path / "typo"))
+    shared = open_shared([use])
+    assert shared is not None
+    assert any("there is no folder" in text and "typo" in text for text in shared.report().warnings)
+    with pytest.raises(Tf2aifError, match="there is no such folder"):
+        collect(open_remote(use.url))
+    written = open_shared([RemoteUse(use.url, write=True)])
+    assert written is not None
+    assert not any("typo" in text for text in written.report().warnings)
+
+
+@pytest.mark.parametrize(
+    "words", [["--max-size=-1G"], ["--max-size=infG"], ["--older-than=-5d"], ["--older-than=nand"]]
+)
+def test_a_limit_that_is_no_amount(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["cache", "gc", *words])
+    assert "is no " in capsys.readouterr().err
 
 
 def test_read_and_write_are_separate_rights() -> None:

@@ -82,7 +82,7 @@ def _bytes(text: str) -> int:
     number = text.upper().removesuffix("B").removesuffix("I")
     unit = number[-1:] if number[-1:] in units else ""
     try:
-        return int(float(number.removesuffix(unit) if unit else number) * units[unit])
+        return int(_positive(number.removesuffix(unit) if unit else number) * units[unit])
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is no size such as 500M or 10G") from None
 
@@ -90,9 +90,17 @@ def _bytes(text: str) -> int:
 def _days(text: str) -> float:
     units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
     try:
-        return float(text[:-1]) * units[text[-1:]]
+        return _positive(text[:-1]) * units[text[-1:]]
     except (ValueError, KeyError):
         raise argparse.ArgumentTypeError(f"'{text}' is no time such as 30d or 12h") from None
+
+
+def _positive(text: str) -> float:
+    """Raises ValueError for what is less than 0, endless, or no number."""
+    number = float(text)
+    if not 0 <= number < 1e18:
+        raise ValueError(text)
+    return number
 
 
 # The commands.

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
@@ -36,6 +37,19 @@ KINDS = {
     "s3": ("s3", "S3Remote"),
 }
 
+CREDENTIALS = {
+    "http": "put them into ~/.netrc, or a token into TF2AIF_REMOTE_TOKEN",
+    "https": "put them into ~/.netrc, or a token into TF2AIF_REMOTE_TOKEN",
+    "oci": "give them to 'docker login HOST'",
+    "s3": "put them where the AWS tools look: variables or profiles",
+}
+_WITH_CREDENTIALS = re.compile(
+    r"([a-z][a-z0-9+.-]*)://"
+    r"(?:[^/?#]*@"
+    r"|[^/@:]*:(?!\d+/)[^@]*@)",  # a password with a slash in it; no port before an @ in the path
+    re.IGNORECASE,
+)
+
 
 class RemoteUse(msgspec.Struct, frozen=True):
     """A remote, and whether this user may write to it."""
@@ -48,26 +62,64 @@ class RemoteUse(msgspec.Struct, frozen=True):
 def open_remote(url: str, timeout_s: float = TIMEOUT_S) -> Remote:
     """The remote of an address; nothing is asked of it yet.
 
-    Raises Tf2aifError for an address of no known kind, and where a package for it is missing.
+    Raises Tf2aifError for an address of no known kind, for one that holds credentials, and where a
+    package for it is missing.
     """
-    scheme = urlsplit(url).scheme
-    if scheme in ("", "file"):
+    parts = _split(url)
+    if parts.scheme in ("", "file"):
         from .folder import FolderRemote
 
-        path = urlsplit(url).path if scheme else url
-        if not path:
-            raise Tf2aifError("not the address of a shared cache", at=repr(url))
-        return FolderRemote(Path(path))
-    if scheme not in KINDS:
+        return FolderRemote(_folder(url, parts))
+    if parts.scheme not in KINDS:
         raise Tf2aifError(
-            f"no shared cache is of the kind '{scheme}'",
+            f"no shared cache is of the kind '{parts.scheme}'",
             at=url,
             hint=f"write {', '.join(f'{kind}://…' for kind in KINDS)}, or the path of a folder",
         )
-    module, name = KINDS[scheme]
+    if not parts.netloc:
+        raise _no_address(url, f"write {parts.scheme}://HOST/…")
+    module, name = KINDS[parts.scheme]
     kind = getattr(importlib.import_module(f".{module}", __name__), name)
     remote: Remote = kind(url, timeout_s)
     return remote
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of an address. Raises Tf2aifError, which shows no credentials."""
+    if found := _WITH_CREDENTIALS.match(url):
+        raise Tf2aifError(
+            "credentials do not belong into the address of a shared cache",
+            at=re.sub(r"//.*@", "//", url),
+            hint=CREDENTIALS.get(found[1].lower(), ""),
+        )
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - it is looked at here
+    except ValueError as error:
+        raise _no_address(url, f"{error}") from error
+    return parts
+
+
+def _folder(url: str, parts: SplitResult) -> Path:
+    """The folder of a path, or of `file:///…`: what comes after two slashes would be a host."""
+    if not parts.scheme:
+        if not url.strip():
+            raise _no_address(repr(url))
+        return _expanded(url)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise _no_address(url, "write file:///…, or the path alone")
+    return Path(unquote(parts.path))
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise _no_address(path, "there is no such user") from error
+
+
+def _no_address(url: str, hint: str = "") -> Tf2aifError:
+    return Tf2aifError("not the address of a shared cache", at=url, hint=hint)
 
 
 def uses(
@@ -112,7 +164,7 @@ def wanted(project: Path, chosen: str = "") -> tuple[RemoteUse, ...]:
 
 
 def _placed(url: str, project: Path) -> str:
-    return url if urlsplit(url).scheme else str(project / Path(url).expanduser())
+    return str(project / _expanded(url)) if url.strip() and not _split(url).scheme else url
 
 
 def open_shared(
@@ -129,9 +181,20 @@ def open_shared(
     from .shared import Shared
 
     key = find_signing_key()
+    opened = [(open_remote(one.url, timeout_s), one.write) for one in used]
     return Shared(
-        [(open_remote(one.url, timeout_s), one.write) for one in used],
+        opened,
         trusted=Trusted([*trusted, *([key.public] if key else [])]),
         key=key,
         timeout_s=timeout_s,
+        warnings=[f"there is no folder {path}" for path in _absent_folders(opened)],
     )
+
+
+def _absent_folders(opened: Iterable[tuple[Remote, bool]]) -> Iterator[Path]:
+    """Folders to be read and never written that are not there: a wrong path, or no drive."""
+    from .folder import FolderRemote
+
+    for remote, write in opened:
+        if isinstance(remote, FolderRemote) and not write and not remote.root.is_dir():
+            yield remote.root

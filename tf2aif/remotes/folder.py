@@ -72,6 +72,8 @@ class FolderRemote:
 
     def entries(self) -> Iterator[Entry]:
         """All files of both tables."""
+        if not self.root.is_dir():  # more likely a wrong path than an empty cache
+            raise RemoteFailed("there is no such folder", at=self.url)
         tables: tuple[Table, ...] = ("ac", "cas")
         for table in tables:
             for parent, folders, names in os.walk(self.root / table):

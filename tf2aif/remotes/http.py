@@ -40,16 +40,10 @@ class HttpRemote:
     """One server, below one path."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        """Raises Tf2aifError for an address that is none, or holds credentials."""
+        """Raises Tf2aifError for an address that is none."""
         parts = urlsplit(url)
         if not parts.hostname or parts.query or parts.fragment:
             raise Tf2aifError("not the address of a shared cache", at=url)
-        if parts.username is not None:
-            raise Tf2aifError(
-                "credentials do not belong into the address of a shared cache",
-                at=url.replace(parts.netloc, parts.netloc.rpartition("@")[2]),
-                hint=f"put them into ~/.netrc, or a token into {TOKEN}",
-            )
         self.url = url.rstrip("/")
         self._pool = _pool(url, timeout_s)
         self._headers = _credentials(parts.hostname)

@@ -153,7 +153,7 @@ def _read_public(text: str) -> Any:
     except (ValueError, binascii.Error) as error:
         raise Tf2aifError(
             f"not a public key: '{text}'",
-            at="cache.trusted",
+            at="tf2aif.yaml: cache.trusted",
             hint="write it as 'tf2aif cache keygen' prints it: ed25519:…",
         ) from error
 

@@ -28,7 +28,7 @@ class S3Remote:
     def __init__(self, url: str, timeout_s: float) -> None:
         """Raises Tf2aifError for an address without a bucket, and where the client is missing."""
         parts = urlsplit(url)
-        if not parts.netloc or "@" in parts.netloc:
+        if not parts.netloc:
             raise Tf2aifError(
                 "not the address of a shared cache", at=url, hint="write s3://BUCKET/PREFIX"
             )

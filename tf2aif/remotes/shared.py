@@ -85,15 +85,19 @@ class Shared:
         trusted: Trusted,
         key: SigningKey | None = None,
         timeout_s: float = 10.0,
+        warnings: Iterable[str] = (),
     ) -> None:
-        """Remotes in the order in which they are asked, each with the right to write to it."""
+        """Remotes in the order in which they are asked, each with the right to write to it.
+
+        `warnings`: what is known to be wrong with them already.
+        """
         self.lines = [Line(remote, write=write) for remote, write in remotes]
         self.trusted = trusted
         self.key = key
         self.timeout_s = timeout_s
         self._lock = threading.Lock()
         self._taken, self._given, self._refused = Counter[str](), Counter[str](), Counter[str]()
-        self._warnings: list[str] = []
+        self._warnings = list(warnings)
         self._looks = Crew(_LOOKS, "tf2aif-look")
         self._fetches = Crew(_FETCHES, "tf2aif-fetch")
         self._pushes = Crew(_PUSHES, "tf2aif-push")
