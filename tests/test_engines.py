@@ -17,6 +17,7 @@ import pytest
 from models import random_set, run_step
 
 from tf2aif.engines import ENGINES, dequantize, engine_module, quantize
+from tf2aif.engines.nvidia import read_machine
 from tf2aif.engines.signature import read_signature, write_signature
 from tf2aif.errors import Tf2aifError
 
@@ -32,6 +33,9 @@ FILES = {
 
 ELSEWHERE = {
     "tensorrt": "test_tensorrt",
+    "tensorrt-system": "test_tensorrt",
+    "tensorflow-gpu": "test_engines",
+    "tensorflow-system": "test_engines",
     "tensorrt-rtx": "test_tensorrt_rtx",
     "onnxruntime-gpu": "test_onnxruntime_gpu",
     "vart": "test_vart",
@@ -89,6 +93,14 @@ def test_every_engine_is_held_to_something() -> None:
     here = Path(__file__).parent
     assert {name for name in ENGINES if name not in FILES} <= set(ELSEWHERE)
     assert not {tests for tests in ELSEWHERE.values() if not (here / f"{tests}.py").exists()}
+
+
+@pytest.mark.parametrize("of_a_gpu", ["tensorflow-gpu", "tensorflow-system"])
+def test_a_gpu_baseline_refuses_the_cpu(artifact: Artifact, of_a_gpu: str) -> None:
+    if read_machine().present:
+        pytest.skip("a GPU is here")
+    with pytest.raises(Tf2aifError, match="TensorFlow sees no GPU here"):
+        engine_module(of_a_gpu).load(artifact("tensorflow"))
 
 
 def test_says_what_it_takes_and_gives(artifact: Artifact, name: str) -> None:
