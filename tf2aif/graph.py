@@ -14,7 +14,7 @@ import msgspec
 
 from .errors import Fault, FilesError, Tf2aifError
 from .facts import key
-from .oci.planning import ImageInputs, ImageOf, ImagePlan, plan_image
+from .oci.planning import ImageInputs, ImageOf, ImagePlan, image_platform, plan_image
 from .sources import Source, is_code_key, plan_sources
 from .spec.load import LoadedRecipe, pipeline
 from .spec.recipe import Calibration, Evaluation, Recipe, TargetOverride
@@ -233,7 +233,7 @@ class _Planner:
             emulation=emulation,
             calibration=self._calibration(calibration) if used and calibration else None,
             random_calibration=used and calibration == "random",
-            image=self._image(name, target, precision, engine, artifact, check),
+            image=self._image(name, target, precision, engine, artifact, check, emulation),
             batch=self.recipe.model.batch,
             hook_files=files,
             hooks=hooks,
@@ -270,9 +270,14 @@ class _Planner:
         engine: dict[str, Any],
         artifact: str,
         check: str,
+        emulation: Emulated | None,
     ) -> ImagePlan | None:
+        """The steps of its image. Of what an emulation has checked, the device need not be here."""
         if self.images is None:
             return None
+        if emulation:
+            check = emulation.check
+            artifact = emulation.artifact if _is_emulation(target) else artifact
         of = ImageOf(
             recipe_name=self.loaded.name,
             folder=self.folder,
@@ -280,9 +285,11 @@ class _Planner:
             target_name=name,
             target=target,
             precision=precision,
+            platform=image_platform(target, self.platform),
             engine_options=engine,
             artifact=artifact,
             check=check,
+            checked_by=emulation.engine if emulation else "",
         )
         below = Graph(self.steps, {}).needs([artifact, check])
         options = {step: self.steps[step].options for step in below}

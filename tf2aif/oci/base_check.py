@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import Fault, Tf2aifError
+from ..machine import this_platform
 from ..spec.target import Target
 from .documents import Platform
 from .layout import Layout
-from .planning import LOCKS, OTHER_BASE, PACKAGED_LOCKS, PYTHON, debian_lock
+from .planning import LOCKS, OTHER_BASE, PACKAGED_LOCKS, PYTHON, debian_lock, image_platform
 from .reference import Reference
 
 
@@ -27,10 +28,11 @@ def _debian(target: Target, project: Path, name: str, at: str) -> list[Fault]:  
     if target.python != PYTHON:
         message = f"the Debian base has Python {PYTHON}, the target asks for {target.python}"
         return [Fault(message, at, "leave 'python:' out, or name another base")]
-    lock = debian_lock(target.platform)
+    platform = image_platform(target, this_platform())
+    lock = debian_lock(platform)
     if any((folder / lock).is_file() for folder in (PACKAGED_LOCKS, project / LOCKS)):
         return []
-    return [Fault(f"there is no Debian base for {target.platform}", at, OTHER_BASE)]
+    return [Fault(f"there is no Debian base for {platform}", at, OTHER_BASE)]
 
 
 def _oci(target: Target, path: Path, name: str, at: str) -> list[Fault]:
@@ -38,7 +40,7 @@ def _oci(target: Target, path: Path, name: str, at: str) -> list[Fault]:
         hint = "paths are relative to the project; 'tf2aif image verify' looks into a layout"
         return [Fault(f"there is no image layout '{name}'", at, hint)]
     try:
-        Layout(path).image(Platform.parse(target.platform))
+        Layout(path).image(Platform.parse(image_platform(target, this_platform())))
     except Tf2aifError as error:
         return [Fault(f"{f.message} ({f.at})", at, f.hint) for f in error.faults]
     return []

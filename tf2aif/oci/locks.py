@@ -7,12 +7,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from ..machine import this_platform
 from ..spec.recipe import Recipe
 from ..spec.target import Target
 from . import debian
 from .apt import lock_packages, write_lock
 from .lockfile import Wanted, is_lock_of, resolve
-from .planning import debian_lock, packages_lock, requirements
+from .planning import debian_lock, image_platform, packages_lock, requirements
 from .shipped import CLIENT_PLATFORMS, CLIENT_REQUIREMENTS
 
 
@@ -37,7 +38,9 @@ def renew(
     ToolchainMissing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for platform in sorted({t.platform for t in targets.values() if t.base == "debian"}):
+    here = this_platform()
+    own = {image_platform(t, here) for t in targets.values() if t.base == "debian"}
+    for platform in sorted(own):
         path = folder / debian_lock(platform)
         if upgrade or not path.exists():
             yield _renew_debian(path, platform)
@@ -81,10 +84,13 @@ def _wanted(
 
 
 def _name(target: Target, recipe: str = "") -> str:
-    return packages_lock(target.engine.name, target.platform, target.python, recipe)
+    platform = image_platform(target, this_platform())
+    return packages_lock(target.engine.name, platform, target.python, recipe)
 
 
 def _resolved_from(target: Target, recipe: Recipe | None = None) -> Wanted:
     return Wanted(
-        requirements=requirements(target, recipe), platform=target.platform, python=target.python
+        requirements=requirements(target, recipe),
+        platform=image_platform(target, this_platform()),
+        python=target.python,
     )

@@ -81,13 +81,26 @@ def find_image(build: Path, variant: str) -> BuiltImage:
     folder = build / variant
     record = read_record(folder)
     if record is None or record.image is None:
-        state = f" ({record.state})" if record else ""
-        raise Tf2aifError(
-            f"there is no image of {variant}{state}",
-            at=str(folder),
-            hint="tf2aif build makes it; 'tf2aif list' shows what there is",
-        )
+        raise _no_image(variant, folder, record)
     return BuiltImage(folder=folder, variant=record, record=record.image)
+
+
+def _no_image(variant: str, folder: Path, record: VariantRecord | None) -> Tf2aifError:
+    """An image holds what runs on the device: what only an emulation ran is not put into one."""
+    if record and record.state in ("emulated", "bundled"):
+        return Tf2aifError(
+            f"there is no image of {variant}: it is {record.state}, and what an image holds, the "
+            "artifact for its device, is not made yet",
+            at=str(folder),
+            hint="run its bundle where the device's tools are and 'tf2aif import-bundle' what it "
+            "made; to try an emulated variant: 'tf2aif serve'",
+        )
+    state = f" ({record.state})" if record else ""
+    return Tf2aifError(
+        f"there is no image of {variant}{state}",
+        at=str(folder),
+        hint="tf2aif build --images makes it; 'tf2aif list' shows what there is",
+    )
 
 
 def save_image(one: Loadable, dest: Path) -> StoredImage:

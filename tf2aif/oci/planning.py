@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from ..engines import engine_module
@@ -18,7 +19,7 @@ from ..errors import Fault, FilesError
 from ..facts import key
 from ..spec.recipe import Recipe
 from ..spec.service import hook_files
-from ..spec.target import Target
+from ..spec.target import Container, Target
 from .shipped import REQUIREMENTS, SERVER, shipped_files
 
 Add = Callable[..., str]  # _Planner._add: the id of the step that is this, made now if need be
@@ -46,6 +47,7 @@ class ImagePlan(Struct, frozen=True, kw_only=True):
     packages: str
     app: str
     model: str
+    platform: str
     revision: str
     description: str = ""
     epoch: int = 0
@@ -66,9 +68,11 @@ class ImageOf(Struct, frozen=True, kw_only=True):
     target_name: str
     target: Target
     precision: str
+    platform: str  # see `image_platform`
     engine_options: dict[str, Any]
     artifact: str
     check: str
+    checked_by: str = ""  # the engine that the check ran, where it stands in for the device's
 
     @property
     def variant(self) -> str:
@@ -110,11 +114,26 @@ def plan_image(of: ImageOf, inputs: ImageInputs, add: Add, options: Mapping[str,
         packages=_packages(of, inputs, add),
         app=_app(of, inputs, add, hooks),
         model=_model(of, inputs, add, hook),
+        platform=of.platform,
         revision=inputs.revision or key({"options": options, "hooks": sorted(hooks)}),
         description=of.recipe.description,
         epoch=inputs.epoch,
         builder=of.recipe.builder or of.target.builder,
     )
+
+
+def image_platform(target: Target, here: str) -> str:
+    """The platform of a target's images: its own, or that of this machine, `here`.
+
+    An engine that is its own emulation is a simulation, compiled for the machine that built it; a
+    board's processor cannot run that.
+    """
+    return here if runs_emulated(target) else target.platform
+
+
+def runs_emulated(target: Target) -> bool:
+    """Its engine is an emulation of the device, wherever it runs."""
+    return target.emulation is not None and target.emulation.name == target.engine.name
 
 
 def requirements(target: Target, recipe: Recipe | None = None) -> tuple[str, ...]:
@@ -145,11 +164,11 @@ def debian_lock(platform: str) -> str:
 def _base(of: ImageOf, inputs: ImageInputs, add: Add) -> str:
     base, files = of.target.base, dict[str, str]()
     kind, _, name = base.partition(":")
-    lock = debian_lock(of.target.platform)
+    lock = debian_lock(of.platform)
     if lock in inputs.locks and (base == "debian" or of.target.python == PYTHON):
         files = {"lock": inputs.locks[lock]}  # of other bases: to bring Python where it lacks
     elif base == "debian":
-        message = f"there is no Debian base for {of.target.platform}"
+        message = f"there is no Debian base for {of.platform}"
         raise FilesError([Fault(message, f"targets/{of.target_name}.yaml: base", OTHER_BASE)])
     if kind == "oci" and name:
         base, files = "oci", {**files, "layout": _path(inputs, name)}
@@ -157,7 +176,7 @@ def _base(of: ImageOf, inputs: ImageInputs, add: Add) -> str:
         path = _path(inputs, name)
         base = f"dockerfile:{os.path.basename(path)}"
         files = {**files, "context": os.path.dirname(path)}
-    options = {"base": base, "platform": of.target.platform, "python": of.target.python}
+    options = {"base": base, "platform": of.platform, "python": of.target.python}
     return add(
         f"image-base-{of.target_name}",
         "image-base",
@@ -169,11 +188,10 @@ def _base(of: ImageOf, inputs: ImageInputs, add: Add) -> str:
 
 def _packages(of: ImageOf, inputs: ImageInputs, add: Add) -> str:
     target, engine = of.target, of.target.engine.name
-    machine = {"platform": target.platform, "python": target.python}
-    names = [packages_lock(engine, target.platform, target.python)]
+    machine = {"platform": of.platform, "python": target.python}
+    names = [packages_lock(engine, **machine)]
     if of.recipe.service.requirements:
-        own = packages_lock(engine, target.platform, target.python, of.recipe_name)
-        names.insert(0, own)
+        names.insert(0, packages_lock(engine, **machine, recipe=of.recipe_name))
     found = [inputs.locks[name] for name in names if name in inputs.locks]
     lock = add(
         f"image-lock-{of.target_name}",
@@ -210,16 +228,29 @@ def _model(of: ImageOf, inputs: ImageInputs, add: Add, hook: str | None) -> str:
             "variant": of.variant,
             "target": of.target_name,
             "precision": of.precision,
-            "platform": of.target.platform,
+            "platform": of.platform,
             "engine": {"name": of.target.engine.name, "options": of.engine_options},
             "batch": of.recipe.model.batch,
             "hooks": f"hooks/{hook}" if hook else None,
             "labels": of.target.labels,
             "epoch": inputs.epoch,
+            **_particular(of),
         },
         inputs={"artifact": of.artifact, "check": of.check},
         limits=of.target.limits,
     )
+
+
+def _particular(of: ImageOf) -> dict[str, Any]:
+    """What is said of few variants only: the options of all others stay as they are."""
+    usual = msgspec.to_builtins(Container())
+    asked = msgspec.to_builtins(of.target.container)
+    found = {
+        "checked_by": of.checked_by,
+        "container": {name: value for name, value in asked.items() if value != usual[name]},
+        "emulates": of.target_name if runs_emulated(of.target) else None,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _path(inputs: ImageInputs, name: str) -> str:

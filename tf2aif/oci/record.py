@@ -55,12 +55,12 @@ def write_image(
     identity = Identity(
         recipe=variant.recipe,
         variant=variant.name,
-        platform=variant.platform,
+        platform=plan.platform,
         revision=plan.revision,
         description=plan.description,
         epoch=plan.epoch,
     )
-    facts = facts_of(graph.needs((variant.check, *plan.steps)), workspace)
+    facts = facts_of(graph.needs(plan.steps), workspace)
     record = write_variant_image(parts, identity, facts, out)
     if plan.builder == "docker":
         from .docker_build import build_variant
