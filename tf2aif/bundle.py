@@ -21,8 +21,9 @@ from typing import Any
 
 import msgspec
 
+from .devices import device_facts
 from .digest import digest_tree, list_tree
-from .errors import StepFailed, Tf2aifError
+from .errors import Tf2aifError, ToolchainMissing
 from .facts import Facts, step_facts
 from .folders import fresh_folder
 from .machine import machine_facts
@@ -34,6 +35,25 @@ from .workers import Workers
 SCHEMA = 1
 MANIFEST = "bundle.json"
 RESULTS = "results.json"
+CODE = "tf2aif.zip"
+
+UNPACK = f"""
+import importlib.util, sys, zipfile
+if sys.version_info < (3, 11):
+    sys.exit("error: Python 3.11 or later is needed, this is " + sys.version.split()[0]
+        + "\\n hint: name another one: PYTHON=python3.11 run.sh")
+lacking = [n for n in ("msgspec", "numpy", "xxhash") if importlib.util.find_spec(n) is None]
+if lacking:
+    sys.exit("error: this Python lacks " + ", ".join(lacking)
+        + "\\n   at: " + sys.executable + "\\n hint: pip install " + " ".join(lacking))
+try:
+    zipfile.ZipFile("{CODE}").extractall(sys.argv[1])
+except (OSError, zipfile.BadZipFile) as error:
+    sys.exit("error: {CODE} is damaged: " + str(error) + "\\n hint: copy the whole folder again")
+"""
+"""What run.sh does first, in whatever Python there is: it may be older than ours."""
+
+_COPY_AGAIN = "copy the whole folder again"
 
 
 class PackedStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +65,7 @@ class PackedStep(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, str] = {}  # name of an input -> digest: the user's files
     inputs: dict[str, str] = {}  # name of an input -> digest: artifacts that were packed
     made: dict[str, str] = {}  # name of an input -> id of an earlier step of the bundle
+    device: str | None = None  # the kind of device that it compiles for
     timeout_s: float | None = None
 
     @property
@@ -80,26 +101,30 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[StepResult, ...]
 
 
-def read(path: Path, kind: type[Any]) -> Any:
+def read(path: Path, kind: type[Any], *, hint: str = _COPY_AGAIN) -> Any:
     """A manifest or results. Raises Tf2aifError where there are none of this version."""
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=kind)
-    except OSError as error:
-        hint = "name the folder that run.sh of a bundle has written"
-        raise Tf2aifError(f"not there: {error.strerror}", at=str(path), hint=hint) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Tf2aifError(f"cannot be read: {error}", at=str(path)) from error
+    found = _decoded(path, kind, hint)
     if found.schema != SCHEMA:
         hint = "pack and import with the same version of tf2aif"
         raise Tf2aifError(f"its schema is {found.schema}, not {SCHEMA}", at=str(path), hint=hint)
     return found
 
 
+def _decoded(path: Path, kind: type[Any], hint: str) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise Tf2aifError(f"not there: {error.strerror}", at=str(path), hint=hint) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Tf2aifError(f"cannot be read: {error}", at=str(path), hint=hint) from error
+
+
 def write_code(path: Path) -> None:
-    """This package's own code as a zip file that Python can import from, always the same bytes."""
+    """This package's own code as a zip file, always the same bytes; with the toolchains' locks."""
     package = Path(__file__).parent
+    files = [*package.rglob("*.py"), *package.glob("data/locks/toolchain-*.txt")]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(package.rglob("*.py")):
+        for file in sorted(files):
             name = zipfile.ZipInfo(f"tf2aif/{file.relative_to(package)}")
             name.external_attr = 0o644 << 16
             archive.writestr(name, file.read_bytes(), zipfile.ZIP_DEFLATED)
@@ -108,25 +133,34 @@ def write_code(path: Path) -> None:
 def run(folder: Path, out: Path) -> Results:
     """Run the steps of a bundle on this machine; their artifacts and `results.json` in `out`.
 
-    Raises Tf2aifError where the bundle is damaged or a toolchain is not here either, StepFailed
-    where a step failed.
+    Raises ToolchainMissing where the first toolchain is not here either, Tf2aifError where the
+    bundle is damaged, StepFailed where a step failed: what was made before it stays, and can be
+    imported.
     """
     manifest: Manifest = read(folder / MANIFEST, Manifest)
     requests = [_request(folder, step) for step in manifest.steps]
-    todo = list(_look(folder, manifest, requests))
-    done: list[StepResult] = []
+    todo = list(_look(manifest, requests))
+    (out / RESULTS).unlink(missing_ok=True)  # those of an earlier run
+    results = Results(schema=SCHEMA, variant=manifest.variant, steps=())
     with Workers() as workers:
         for number, (step, request) in enumerate(todo, 1):
             print(f"[{number}/{len(todo)}] {step.id}", file=sys.stderr, flush=True)
-            done.append(_run_step(step, request, out, workers))
-    results = Results(schema=SCHEMA, variant=manifest.variant, steps=tuple(done))
-    (out / RESULTS).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+            done = (*results.steps, _run_step(step, request, out, workers))
+            results = msgspec.structs.replace(results, steps=done)
+            _write(results, out)
     return results
+
+
+def _write(results: Results, out: Path) -> None:
+    content = msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n"
+    temporary = out / f".{RESULTS}"
+    temporary.write_bytes(content)
+    temporary.replace(out / RESULTS)
 
 
 def _request(folder: Path, step: PackedStep) -> Request:
     """The request in a file, with this machine's paths."""
-    request = msgspec.json.decode((folder / step.request).read_bytes(), type=Request)
+    request: Request = _decoded(folder / step.request, Request, _COPY_AGAIN)
     here = folder.absolute()
     return msgspec.structs.replace(
         request,
@@ -136,9 +170,7 @@ def _request(folder: Path, step: PackedStep) -> Request:
     )
 
 
-def _look(
-    folder: Path, manifest: Manifest, requests: Sequence[Request]
-) -> Iterator[tuple[PackedStep, Request]]:
+def _look(manifest: Manifest, requests: Sequence[Request]) -> Iterator[tuple[PackedStep, Request]]:
     """The steps that can run: all is there and as it was packed, before minutes are spent."""
     left_out: set[str] = set()  # a compiler's machine need not have the device
     for number, (step, request) in enumerate(zip(manifest.steps, requests, strict=True)):
@@ -151,17 +183,22 @@ def _look(
                 print(f"{step.id} is left out: {tool.what} is not here", file=sys.stderr)
                 left_out.add(step.id)
                 continue
-            raise Tf2aifError(f"{step.id} needs {tool.what}, which is not here", hint=tool.hint)
-        if _digests(step, request) != {**step.files, **step.inputs}:
-            hint = "copy the whole folder again"
-            raise Tf2aifError(f"the inputs of {step.id} are damaged", at=str(folder), hint=hint)
+            raise ToolchainMissing(
+                f"{step.id} needs {tool.what}, which is not here", hint=tool.hint
+            )
+        for name, digest in {**step.files, **step.inputs}.items():
+            _check_input(step, name, Path(request.inputs[name]), digest)
         yield step, request
 
 
-def _digests(step: PackedStep, request: Request) -> dict[str, str]:
-    files = {name: digest_tree(Path(request.inputs[name])) for name in step.files}
-    inputs = {name: artifact_digest(list_tree(request.inputs[name])) for name in step.inputs}
-    return {**files, **inputs}
+def _check_input(step: PackedStep, name: str, path: Path, digest: str) -> None:
+    """Raises Tf2aifError where an input is not the one that was packed."""
+    try:
+        found = digest_tree(path) if name in step.files else artifact_digest(list_tree(path))
+    except OSError:  # not there
+        found = ""
+    if found != digest:
+        raise Tf2aifError(f"input '{name}' of {step.id} is damaged", at=str(path), hint=_COPY_AGAIN)
 
 
 def _run_step(step: PackedStep, request: Request, out: Path, workers: Workers) -> StepResult:
@@ -185,10 +222,17 @@ def _run_step(step: PackedStep, request: Request, out: Path, workers: Workers) -
             seed=request.seed,
         ),
         artifact=artifact_digest(list_tree(out / step.folder)),
-        made_by={f"toolchain.{k}": v for k, v in facts.items()} | machine_facts(),
+        made_by=_place(facts, step),
         result=dict(outcome.result),
         timing={"wall_s": outcome.wall_s, "cpu_s": outcome.cpu_s, "peak_mb": outcome.peak_mb},
     )
+
+
+def _place(tool: Mapping[str, Any], step: PackedStep) -> Facts:
+    """Toolchain, machine, and device, where the step compiles for one."""
+    device = device_facts(step.device) if step.device else {}
+    named = {f"toolchain.{k}": v for k, v in tool.items()}
+    return named | machine_facts() | {f"device.{k}": v for k, v in device.items()}
 
 
 def copy(source: Path, dest: Path) -> None:
@@ -215,12 +259,15 @@ def main() -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
         found = summary(run(folder, out.absolute()))
-    except StepFailed as error:
-        print(error.render(), file=sys.stderr)
-        return error.exit_code
     except Tf2aifError as error:
         print(error.render(), file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a full disk, a folder that is not ours
+        print(f"error: {error.strerror or error}\n   at: {error.filename or ''}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what was made before is kept", file=sys.stderr)
+        return 130
     if found.get("metric"):
         print(f"{found['metric']}: source {found['source']:.4g}, variant {found['variant']:.4g}")
     print(f"written to {out}; bring it back, then: tf2aif import-bundle {out.name}")

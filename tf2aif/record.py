@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .bundle import MANIFEST, Manifest, PackedStep, copy, write_code
+from .bundle import CODE, MANIFEST, UNPACK, Manifest, PackedStep, copy, write_code
 from .bundle import SCHEMA as BUNDLE_SCHEMA
 from .digest import digest_tree, list_tree
 from .errors import GateFailed
@@ -91,6 +91,7 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: Accuracy | None = None
     outputs: dict[str, Any] = {}
     latency: dict[str, Any] | None = None
+    compiler: dict[str, Any] = {}  # what the device's compiler told, such as resources
     labels: dict[str, str] = {}
     image: ImageRecord | None = None
     steps: dict[str, StepRecord] = {}
@@ -242,6 +243,7 @@ def _unchecked(
         files=artifact.outputs,
         accuracy=_accuracy(variant, check, how.engine),
         outputs=check["outputs"],
+        compiler=_told(variant, made),
         steps={name: _step_record(m) for name, m in made.items()},
     )
 
@@ -259,8 +261,16 @@ def _record(variant: Variant, made: dict[str, ActionRecord]) -> VariantRecord:
         accuracy=accuracy,
         outputs=check["outputs"],
         latency=made[variant.latency].result if variant.latency in made else None,
+        compiler=_told(variant, made),
         steps={name: _step_record(m) for name, m in made.items()},
     )
+
+
+def _told(variant: Variant, made: Mapping[str, ActionRecord]) -> dict[str, Any]:
+    """The report of the device's compiler, where the target has one and it has run."""
+    how = variant.emulation
+    compiled = how and how.artifact != variant.artifact and variant.artifact in made
+    return made[variant.artifact].result if compiled else {}
 
 
 def _accuracy(variant: Variant, check: Mapping[str, Any], engine: str) -> Accuracy:
@@ -433,17 +443,18 @@ def _pack(out: Path, variant: str, graph: Graph, workspace: Workspace, missing: 
                 files={n: digest_tree(Path(p), workspace.stats) for n, p in step.files.items()},
                 inputs={n: here(o, workspace) for n, o in step.inputs.items() if n not in made},
                 made=made,
+                device=step.device,
                 timeout_s=step.limits.timeout_s,
             )
         )
     manifest = Manifest(schema=BUNDLE_SCHEMA, variant=variant, steps=tuple(packed))
     (out / MANIFEST).write_bytes(_pretty(manifest))
-    write_code(out / "tf2aif.zip")
+    write_code(out / CODE)
     lines = [
         "# Runs the steps whose toolchain was not on the machine that packed this.",
         "LIB=$OUT/.tf2aif",
         'rm -rf "$LIB"',
-        '"${PYTHON:-python3}" -m zipfile -e tf2aif.zip "$LIB"',
+        f'"${{PYTHON:-python3}}" -c {shlex.quote(UNPACK)} "$LIB"',
         "PYTHONPATH=$LIB${PYTHONPATH:+:$PYTHONPATH}",
         "export PYTHONPATH",
         'exec "${PYTHON:-python3}" -P -m tf2aif.bundle . "$OUT"',
