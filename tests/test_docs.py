@@ -291,7 +291,7 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 
 def examples(what: str) -> list[tuple[str, str]]:
     """(page, text) of each example of a kind."""
-    pages = ("docs/recipes.md", "docs/targets.md")
+    pages = ("docs/recipes.md", "docs/targets.md", "docs/nvidia.md")
     return [(page, block.text) for page in pages for block in blocks(page) if block.what == what]
 
 
