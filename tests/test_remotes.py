@@ -22,7 +22,11 @@ from sharing import add_action, new_key, step_of
 
 from tf2aif.cli import main
 from tf2aif.errors import Tf2aifError
+from tf2aif.facts import key as key_of
+from tf2aif.freshness import declared
+from tf2aif.graph import Graph, Step
 from tf2aif.remotes import RemoteUse, open_for, open_remote, open_shared, outputs, uses
+from tf2aif.remotes.ahead import fetch_ahead
 from tf2aif.remotes.collect import collect
 from tf2aif.remotes.keys import SigningKey, Trusted, find_signing_key, generate, key_id
 from tf2aif.remotes.oci import BUNDLE
@@ -38,6 +42,7 @@ from tf2aif.remotes.trust import (
     signed_bytes,
 )
 from tf2aif.store import ActionRecord, Store
+from tf2aif.workspace import Workspace
 
 LARGE = os.urandom(3 << 20)
 
@@ -620,6 +625,55 @@ def test_only_what_is_lacking_is_fetched(tmp_path: Path, key: SigningKey) -> Non
     for record in (first, second):
         taking.take(step_of(record), record.key, lambda _: "1", b)
     assert taking.finish().taken_bytes == len(LARGE)
+
+
+# Steps whose toolchain is not here.
+
+
+def lacking(folder: Path) -> tuple[Workspace, Step]:
+    """A machine without the toolchain of a step."""
+    space = Workspace(folder)
+    space.__dict__["store"] = Store(folder / "store")
+    record = add_action(Store(folder / "other"), folder / "files", 1)
+    step = msgspec.structs.replace(step_of(record), folder=str(folder), toolchain="vitis")
+    assert space.lacks(step)
+    return space, step
+
+
+def test_what_came_from_a_device_is_taken_where_its_toolchain_is_not(
+    tmp_path: Path, key: SigningKey
+) -> None:
+    """As `import-bundle` stores it: under facts that say no more than that it ran elsewhere."""
+    space, step = lacking(tmp_path / "a")
+    facts = declared(step, space)
+    told = {"observed": {}, "result": {}, "timing": {}, "made_by": {"host": "board"}}
+    record = space.store.add(
+        key_of(facts), tmp_path / "a" / "files", step=step.id, kind="check", facts=facts, **told
+    )
+    remote = Kept()
+    giving = Shared([(remote, True)], trusted=Trusted([key.public]), key=key)
+    giving.give(record, space.store)
+    assert giving.finish().given == 1
+    other, _ = lacking(tmp_path / "b")
+    other.shared = Shared([(remote, False)], trusted=Trusted([key.public]))
+    # Where the project stands is no fact.
+    graph = Graph({step.id: msgspec.structs.replace(step, folder=str(tmp_path / "b"))}, {})
+    assert fetch_ahead(graph, other) == (step.id,)
+    assert list(other.store.all_records()) == [record]
+    assert other.shared.finish().unfound == ()
+
+
+@pytest.mark.parametrize("trusting", [True, False])
+def test_nothing_found_for_want_of_a_toolchain_is_told(
+    tmp_path: Path, key: SigningKey, trusting: bool
+) -> None:
+    space, step = lacking(tmp_path)
+    shared = Shared([(Kept(), False)], trusted=Trusted([key.public] if trusting else []))
+    space.shared = shared
+    assert fetch_ahead(Graph({step.id: step}, {}), space) == ()
+    report = shared.finish()
+    assert report.unfound == (("vitis",) if trusting else ())
+    assert ("vitis, not here" in report.render()) == trusting
 
 
 # Keys and addresses.

@@ -26,9 +26,11 @@ from test_mutations import EVERYTHING
 
 from tf2aif import tasks
 from tf2aif.build import Build
+from tf2aif.noop import ASK_AGAIN_S, forget, nothing_to_do, stamp_path, write_stamp
 from tf2aif.remotes import open_remote, transfer
 from tf2aif.remotes.keys import SigningKey, Trusted
 from tf2aif.remotes.shared import Report, Shared
+from tf2aif.toolchains import Missing
 from tf2aif.workers import Workers
 
 INT8 = test_mutations.INT8
@@ -281,3 +283,32 @@ def test_a_dead_remote_fails_a_pull_and_says_why(
     done = clone.cli("cache", "pull", **here)
     assert done.returncode == 1
     assert "not asked any more in this build: cannot reach the remote" in done.stderr
+
+
+def test_nothing_to_do_lasts_a_while_where_a_shared_cache_may_get_more(
+    built: SharedProject, key: SigningKey
+) -> None:
+    """What cannot be made here may be given by who can; a stamp must not hide it for ever."""
+    build, words = built.last, ["recipes"]
+    assert build is not None
+    private = str(build.workspace.private)
+
+    def stamp() -> dict[str, Any]:
+        write_stamp(build, words, [str(built.root / "recipes")], {"ran": 0})
+        found: dict[str, Any] = json.loads(Path(stamp_path(private, words)).read_text())
+        return found
+
+    assert stamp()["made"] is None  # all was made: nobody is asked, however old it is
+    build.missing["digits/other"] = Missing("a compiler", "get one")
+    lasting = stamp()
+    assert nothing_to_do(private, words) == {"ran": 0}
+    for made in (lasting["made"] - ASK_AGAIN_S, lasting["made"] + 3600):
+        Path(stamp_path(private, words)).write_text(json.dumps({**lasting, "made": made}))
+        assert nothing_to_do(private, words) is None
+    stamp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TF2AIF_REMOTE", "another")
+        assert nothing_to_do(private, words) is None
+    assert nothing_to_do(private, words) == {"ran": 0}
+    forget(private)
+    assert nothing_to_do(private, words) is None

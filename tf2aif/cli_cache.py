@@ -133,9 +133,10 @@ def _gc(arguments: argparse.Namespace, show_json: Show) -> int:
         return _tell(arguments, show_json, _plain(Store().gc(**limits)))
     from .remotes import open_remote, wanted
     from .remotes.collect import collect
+    from .spec.config import load_config
 
     (use,) = wanted(Path.cwd(), arguments.remote)
-    remote = open_remote(use.url)
+    remote = open_remote(use.url, load_config(Path.cwd()).cache.timeout_s)
     try:
         found = collect(remote, **limits)
     finally:
@@ -195,6 +196,7 @@ def _records_of(build: Build) -> Iterator[ActionRecord]:
 
 
 def _pull(arguments: argparse.Namespace, show_json: Show) -> int:
+    from .noop import forget
     from .remotes.ahead import fetch_ahead
 
     shared = _open(arguments)
@@ -205,6 +207,8 @@ def _pull(arguments: argparse.Namespace, show_json: Show) -> int:
     finally:
         report = shared.finish()
         build.close()
+    if steps and not arguments.dry_run:
+        forget(str(build.workspace.private))  # what could not be made here may have come
     word = "would_take" if arguments.dry_run else "steps"
     return _end(arguments, show_json, report, {word: list(steps)})
 
@@ -255,14 +259,18 @@ def _end(
     arguments: argparse.Namespace, show_json: Show, report: Report, more: Mapping[str, Any]
 ) -> int:
     """Say what was done; 1 where a remote failed: here that is what was asked for."""
+    from msgspec.structs import replace
+
     if _wants_json(arguments):
         show_json({**_plain(report), **more})
     else:
         for name, value in more.items():
             shown = value if isinstance(value, int) else " ".join([str(len(value)), *value])
             print(f"{name.replace('_', ' '):<18} {shown}")
-        if not arguments.dry_run:
-            print(report.render() or "shared cache: nothing to do")
+        if arguments.dry_run:  # what would be taken is said above
+            report = replace(report, taken=0, given=0)
+        if (line := report.render()) or not arguments.dry_run:
+            print(line or "shared cache: nothing to do")
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     return 1 if report.warnings else 0

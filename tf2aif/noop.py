@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from .build import Build
     from .toolchains.places import Place
 
-_OTHERS = ("TF2AIF_CACHE", "XDG_CACHE_HOME", "HOME", "SOURCE_DATE_EPOCH")
+_OTHERS = ("TF2AIF_CACHE", "XDG_CACHE_HOME", "HOME", "SOURCE_DATE_EPOCH", "TF2AIF_REMOTE")
 _IN_WORLD = ("environment", "venv")  # kinds of toolchains that consist of distributions
+ASK_AGAIN_S = 600.0
+"""How long a build trusts that no shared cache has got meanwhile what cannot be made here."""
 SETTLE_S = 0.2  # how long a build may wait for its last files' time stamps to come of age
 
 
@@ -42,10 +46,23 @@ def nothing_to_do(private: str, words: Sequence[str]) -> dict[str, Any] | None:
         with open(stamp_path(private, words), encoding="utf-8") as file:
             stamp = json.load(file)
         same = stamp["world"] == _world(words, stamp["variables"]) and unchanged(stamp["files"])
-        same = same and stamp["tools"] == _tools(stamp["tools"])
+        same = same and _is_young(stamp["made"]) and stamp["tools"] == _tools(stamp["tools"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return stamp["report"] if same else None
+
+
+def forget(private: str) -> None:
+    """Remove all stamps: the next build looks at the graph. For who brings what no stat shows."""
+    with suppress(OSError):
+        for name in os.listdir(private):
+            if name.startswith("noop-"):
+                os.unlink(os.path.join(private, name))
+
+
+def _is_young(made: float | None) -> bool:
+    """Whether a stamp still counts that lasts a while only; most last for ever."""
+    return made is None or 0 <= time.time() - made < ASK_AGAIN_S
 
 
 def watched(build: Build, recipes: Iterable[str]) -> list[str]:
@@ -79,6 +96,7 @@ def write_stamp(
     """Write the stamp, if all is up to date when looked at after the snapshot was taken.
 
     There is none where a toolchain is on another machine: no stat of ours tells of its versions.
+    It lasts a while only where a shared cache may get what cannot be made here.
     """
     from .workspace import write_atomically
 
@@ -93,7 +111,9 @@ def write_stamp(
     variables = sorted({name for step in build.graph.steps.values() for name in step.environment})
     if not _all_current(build):
         return
+    waits = bool(build.missing) and build.workspace.shared is not None
     stamp = {
+        "made": time.time() if waits else None,
         "world": _world(words, variables),
         "variables": variables,
         "tools": tools,

@@ -34,6 +34,7 @@ def fetch_ahead(graph: Graph, workspace: Workspace, *, dry_run: bool = False) ->
     shared = workspace.shared
     search = _Search(graph, workspace, shared.begin_looking if dry_run else shared.begin_taking)
     search.run()
+    shared.note_unfound(search.unfound)
     return tuple(name for name in graph.steps if name in search.taken)
 
 
@@ -46,6 +47,7 @@ class _Search:
         self.begin = begin
         self.known: dict[str, str] = {}  # step -> the digest of its artifact
         self.taken: set[str] = set()
+        self.unfound: list[str] = []  # toolchains that are not here, of steps that nobody gave
         self.asked: dict[Future[ActionRecord | None], str] = {}
         self.readers: dict[str, list[str]] = {}
         for step in graph.steps.values():
@@ -63,6 +65,8 @@ class _Search:
                 if record := future.result():
                     self.taken.add(name)
                     self.learn(name, record)
+                elif self.workspace.lacks(step := self.graph.steps[name]):
+                    self.unfound.append(step.toolchain)
 
     def look(self, step: Step) -> None:
         """Find out what the step makes; or ask."""

@@ -46,6 +46,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     given_bytes: int = 0
     refused: dict[str, int] = {}
     """Reason -> records that were not believed, or whose bytes were not theirs."""
+    unfound: tuple[str, ...] = ()
+    """Toolchains that are not here, of steps that were asked for in vain."""
     warnings: tuple[str, ...] = ()
     """One for each remote that was left alone, and why."""
 
@@ -59,6 +61,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.refused:
             why = ", ".join(f"{count} {reason}" for reason, count in sorted(self.refused.items()))
             parts.append(f"{sum(self.refused.values())} refused ({why})")
+        if self.unfound:
+            parts.append(
+                f"nothing for steps that need {', '.join(self.unfound)}, not here: what others "
+                "made with it is kept by its version"
+            )
         return f"shared cache: {', '.join(parts)}" if parts else ""
 
 
@@ -102,6 +109,7 @@ class Shared:
         self._fetches = Crew(_FETCHES, "tf2aif-fetch")
         self._pushes = Crew(_PUSHES, "tf2aif-push")
         self._to_push = 0  # bytes
+        self._unfound: tuple[str, ...] = ()
         self._promised: set[tuple[str, int]] = set()  # what a dry run would have brought
         if not trusted.keys and self.lines:
             self._warn("no key is trusted: nothing is taken from shared caches (cache.trusted)")
@@ -160,6 +168,12 @@ class Shared:
         with self._lock:
             self._taken.update(actions=1, size=sum(size for _, size in lacking - self._promised))
             self._promised |= lacking
+
+    def note_unfound(self, toolchains: Iterable[str]) -> None:
+        """Toolchains that are not here, of steps that were asked for in vain."""
+        asked = bool(self.trusted.keys) and any(line.reads for line in self.lines)
+        with self._lock:
+            self._unfound = tuple(sorted(set(toolchains))) if asked else ()
 
     def _look(
         self, line: Line, step: Step, key: str, current: Current
@@ -301,6 +315,7 @@ class Shared:
                 given=self._given["actions"],
                 given_bytes=self._given["size"],
                 refused=dict(self._refused),
+                unfound=self._unfound,
                 warnings=tuple(self._warnings),
             )
 
