@@ -6,13 +6,19 @@ asks for and nothing more, beside labelled stand-ins for the vendors' tools (`te
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Mapping
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +26,6 @@ import numpy as np
 import pytest
 from gpu_standins import cuda_library
 from project import UserProject
-from serving import served
 from standins.vitis.install import install
 
 from tf2aif.toolchains import Missing, identity
@@ -121,6 +126,7 @@ class Elsewhere:
         self.environment |= environment
 
     def run(self, bundle: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Call its run.sh, and wait."""
         return subprocess.run(
             [bundle / "run.sh", *words],
             cwd="/",
@@ -230,7 +236,7 @@ def test_without_vitis_ai_a_dpus_variant_is_emulated_and_its_bundle_complete(
     assert found["accuracy"]["drop"] <= found["accuracy"]["allowed_drop"]
     bundle = packed.root / "build" / "digits" / DPU / "bundle"
     manifest = json.loads((bundle / "bundle.json").read_bytes())
-    compiler, check = manifest["steps"]
+    compiler, check, *_ = manifest["steps"]
     assert (compiler["id"], check["id"]) == ("digits/vitis-int8", f"digits/check-{DPU}")
     assert compiler["inputs"].keys() == {"model", "calibration", "gate"}
     assert check["made"] == {"artifact": "digits/vitis-int8"}
@@ -273,7 +279,7 @@ def test_a_compiled_model_is_brought_back(home: UserProject, xmodel: Made) -> No
         xmodel.out / "vitis-int8" / "model.xmodel"
     ).read_bytes()
     left = json.loads((folder / "bundle" / "bundle.json").read_bytes())
-    (check,) = left["steps"]
+    check, *_ = left["steps"]
     assert check["id"] == f"digits/check-{DPU}"
     (packed,) = (folder / "bundle" / "inputs").rglob("model.xmodel")
     assert packed.read_bytes() == (folder / "artifact" / "model.xmodel").read_bytes()
@@ -330,17 +336,42 @@ def test_a_gate_that_fails_starts_no_compiler(
 
 
 def test_an_emulated_variant_is_served_as_one(packed: UserProject) -> None:
-    variant = packed.root / "build" / "digits" / DPU
     steps = packed.root / "build" / "digits" / ".steps"
-    with served(variant) as url:
+    with serving(packed, f"digits/{DPU}") as url:
         asked = cli(
             packed, "client", url, "--samples", str(steps / "evaluation"),
             "--reference", str(steps / "reference"), "--no-load", "--format", "json",
         )  # fmt: skip
+        with urllib.request.urlopen(f"{url}/v2/models/digits", timeout=30) as reply:
+            metadata = json.load(reply)
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
+            metrics = reply.read().decode()
+    assert metadata["platform"] == "vart_emulated_by_pof2"
+    assert 'emulates="vart"' in metrics
     assert asked.returncode == 0, asked.stderr
     (server,) = json.loads(asked.stdout)["servers"]
-    assert server["platform"] == "vart_emulated_by_pof2"
+    assert server["platform"] == metadata["platform"]
     assert server["accuracy"]["served"] == record(packed, DPU)["accuracy"]["variant"]
+    bundled = cli(packed, "serve", f"digits/{GPU}")  # its emulation is not exact
+    assert bundled.returncode == 1
+    assert f"digits/{GPU} is bundled: tensorrt is not here" in bundled.stderr
+
+
+@contextlib.contextmanager
+def serving(project: UserProject, variant: str) -> Iterator[str]:
+    """`tf2aif serve` in this project; its URL."""
+    command = [sys.executable, "-m", "tf2aif", "serve", variant, "--port", "0", "--drain-s", "0"]
+    process = subprocess.Popen(
+        command, cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            found = re.match(r"ready (http://\S+) ", process.stdout.readline())
+            assert found
+            yield found[1]
+        finally:
+            process.terminate()
 
 
 # A GPU.
@@ -395,6 +426,8 @@ def test_an_engine_is_brought_back(home: UserProject, plan: Made) -> None:
 @pytest.fixture(scope="module")
 def synthesisable(packed: UserProject, tmp_path_factory: pytest.TempPathFactory) -> UserProject:
     """The project with an HLS project, whose toolchain is fetched."""
+    if shutil.which("g++", path=PLAIN) is None:
+        pytest.skip("needs g++, which compiles the C simulation")
     tool = identity("hls4ml")
     if isinstance(tool, Missing):
         pytest.skip(f"toolchain hls4ml lacks {tool.what}")
@@ -493,6 +526,35 @@ def test_a_python_that_lacks_what_a_bundle_needs(packed: UserProject, tmp_path: 
         f"error: this Python lacks msgspec, xxhash\n   at: {bare.python}\n"
         " hint: pip install msgspec xxhash\n"
     )
+
+
+def test_a_run_that_is_interrupted(
+    packed: UserProject, plain: Elsewhere, with_vitis: Mapping[str, str], tmp_path: Path
+) -> None:
+    """Ctrl-C, while the quantiser runs; what an earlier run left is not taken for its result."""
+    bundle = bundle_of(packed, DPU, tmp_path / "bundle")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").write_text("of an earlier run")
+    with subprocess.Popen(
+        [bundle / "run.sh", out],
+        env={**plain.environment, **with_vitis},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until = time.monotonic() + 120
+        log = out / "vitis-int8.log"
+        while not (log.is_file() and "quantise request.json" in log.read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("interrupted: what was made before is kept\n")
+    assert "Traceback" not in said
+    assert {path.name for path in out.iterdir()} == {".tf2aif", "vitis-int8.log"}
 
 
 def test_what_was_made_before_a_step_failed_can_be_brought_back(
