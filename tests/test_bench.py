@@ -223,3 +223,30 @@ def test_importing_bench_loads_no_vendor_library() -> None:
     )
     vendors = {"tensorflow", "ai_edge_litert", "openvino", "onnxruntime", "mlperf_loadgen"}
     assert not vendors & set(shown.stdout.split())
+
+
+def test_windows_that_cannot_be_measured_are_told(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tf2aif", "bench", "a/b", "--max-windows", "2"]
+    ended = subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
+    )
+    assert ended.returncode == 1
+    assert "error: these windows cannot be measured" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_emulation_is_told_and_not_compared(
+    measured: tuple[dict[str, BenchRecord], list[str]], digits: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "digits" / f"{TARGET}-int8"
+    shutil.copytree(digits / f"{TARGET}-int8", folder)
+    shutil.copytree(digits / f"{TARGET}-tf-fp32", tmp_path / NATIVE)
+    record = read_record(folder)
+    assert record is not None
+    record = msgspec.structs.replace(record, emulates="vart")
+    (folder / "variant.json").write_bytes(msgspec.json.encode(record))
+    found = bench([folder], BenchOptions(loads=(SHORT,), threads=1))[f"digits/{TARGET}-int8"]
+    assert (found.native, found.emulates, found.scenarios[0].speedup) == (None, "vart", None)
+    told = "emulated, litert in place of vart: these times say nothing of the device"
+    assert told in bench_table({"x": found})
+    assert told not in bench_table(measured[0])

@@ -228,3 +228,10 @@ def test_a_model_that_has_no_use_for_a_dpu(tmp_path: Path) -> None:
         run_step(
             "dpu-check", tmp_path / "out", {"model": tmp_path / "net"}, **options_of("alveo-u50")
         )
+
+
+def test_a_dpu_that_nobody_knows_is_told_before_any_step() -> None:
+    options = {"dpu": "DPUXYZ", "limits": {"channel_parallel": 16, "bank_depth": 2048}}
+    options["limits"]["conv"] = {"kernel": [1, 16], "strides": [1, 8]}  # type: ignore[index]
+    with pytest.raises(msgspec.ValidationError, match="'DPUXYZ' is no DPU; known are: DPUCZDX8G"):
+        msgspec.convert(options, dpu_check.Options)

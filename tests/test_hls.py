@@ -219,16 +219,28 @@ def test_types_are_written_read_and_changed(tmp_path: Path) -> None:
     [
         ({"conv2d_9": {"result": "fixed<8,3>"}}, "no layer 'conv2d_9'"),
         ({"relu_0": {"weight": "fixed<8,3>"}}, "'relu_0' has no weight"),
-        ({"conv2d_0": {"result": "int8"}}, "'int8' is no fixed-point type"),
-        ({"conv2d_0": {"kernel": "fixed<8,3>"}}, "option layers"),
     ],
 )
 def test_a_wrong_type_is_told(
     layers: dict[str, dict[str, str]], words: str, tmp_path: Path
 ) -> None:
+    options = msgspec.convert({"layers": layers}, hls.Options)
     with pytest.raises(StepFailed, match=words) as caught:
-        hls.choose_types(lower(everything()), tmp_path, hls.Options(layers=layers))
+        hls.choose_types(lower(everything()), tmp_path, options)
     assert caught.value.faults[0].hint
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fixed<16;6>"}, r"precision: 'fixed<16;6>' is no fixed-point type; spell"),
+        ({"layers": {"conv2d_0": {"result": "int8"}}}, r"layers\.conv2d_0: 'int8' is no fixed"),
+        ({"layers": {"conv2d_0": {"kernel": "fixed<8,3>"}}}, "unknown field `kernel`"),
+    ],
+)
+def test_a_wrong_type_is_told_before_any_step(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=words):
+        msgspec.convert(options, hls.Options)
 
 
 def test_what_moves_values_has_the_type_of_what_goes_in() -> None:

@@ -197,6 +197,19 @@ def test_the_structure_of_a_quantised_model(tmp_path: Path) -> None:
     onnx.checker.check_model(str(tmp_path / "structure" / "model.onnx"), full_check=True)
 
 
+def test_an_operator_that_tensorrt_lacks_is_told_without_tensorrt(tmp_path: Path) -> None:
+    model = onnx_models.conv(tmp_path / "model", middle="Det")
+    with pytest.raises(StepFailed, match=r"TensorRT has no operator for: Det \(node '") as caught:
+        run_step("onnx-structure", tmp_path / "structure", {"model": model})
+    assert "gpu-ort" in caught.value.faults[0].hint
+
+
+def test_batches_that_are_not_in_order_are_told_before_any_step() -> None:
+    options = {"batches": [{"min": 8, "opt": 2, "max": 4}]}
+    with pytest.raises(msgspec.ValidationError, match="min 8, opt 2, max 4 are not in this order"):
+        msgspec.convert(options, step.Options)
+
+
 def test_timings_of_another_gpu(tensorrt: Any, cuda: Any, free: Path, tmp_path: Path) -> None:
     timing = time_kernels(free, tmp_path)
     cuda.standin_be(b"Other GPU", 9, 0, 132, 13000)

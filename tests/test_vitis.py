@@ -163,12 +163,10 @@ def test_nothing_half_made_is_left(given: dict[str, Path], vendor: Path, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dpu": "DPUCAHX8H"}, "is that of a DPUCZDX8G, not of a DPUCAHX8H"),
         (
             {"dpu": "DPUCVDX8G", "fingerprint": "0x603000b56011861"},
             "was quantised for a DPUCZDX8G; this target has a DPUCVDX8G",
         ),
-        ({"fingerprint": "0xff00000000000000"}, "no known DPU has the fingerprint"),
         ({"vitis_ai": ["2.5"]}, r"needs Vitis AI 2\.5; on PATH is 3\.5"),
         ({"arch": "/nowhere/arch.json"}, r"cannot read arch\.json: No such file"),
     ],
@@ -181,12 +179,28 @@ def test_targets_that_do_not_fit(
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dpu": "DPUCAHX8H"}, "is that of a DPUCZDX8G, not of a DPUCAHX8H"),
+        ({"fingerprint": "0x603000b56011861"}, "is that of a DPUCVDX8G, not of a DPUCZDX8G"),
+        ({"fingerprint": "0xff00000000000000"}, "no known DPU has the fingerprint"),
+    ],
+)
+def test_a_fingerprint_of_another_dpu_is_told_before_any_step(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert({**options_of(BOARD, "vitis"), **change}, vitis.Options)
+
+
+@pytest.mark.parametrize(
     ("arch", "message"),
     [
         (
             '{"fingerprint": "0x603000b56011861"}',
             r"arch\.json is for 0x603000b56011861; the target",
         ),
+        ('{"fingerprint": "of my board"}', r"arch\.json is for of my board; the target"),
         ('{"target": "DPUCAHX8H_ISA2"}', r"arch\.json is for DPUCAHX8H_ISA2; the target"),
         ("{}", r"arch\.json is for no DPU"),
         ("no json", r"not an arch\.json"),

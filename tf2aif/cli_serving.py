@@ -91,13 +91,14 @@ def _bench(arguments: argparse.Namespace, show_json: Show) -> int:
     from .client.progress import Bar
 
     scenarios = arguments.scenario or ["single-stream", "offline"]
-    loads = tuple(
-        msgspec.convert(
-            {"scenario": s, "window_s": arguments.window, "max_windows": arguments.max_windows},
-            Load,
-        )
-        for s in scenarios
-    )
+    window = {"window_s": arguments.window, "max_windows": arguments.max_windows}
+    try:
+        loads = tuple(msgspec.convert({"scenario": s, **window}, Load) for s in scenarios)
+    except msgspec.ValidationError as error:
+        raise Tf2aifError(
+            f"these windows cannot be measured: {error}",
+            hint="--window is more than 0 seconds, --max-windows is 3 or more: three must agree",
+        ) from error
     folders = [folder for name in arguments.variants for folder in _measurable(name)]
     options = BenchOptions(loads=loads, threads=arguments.threads)
     bar = Bar(sys.stderr, quiet=arguments.json)

@@ -59,6 +59,7 @@ class BenchRecord(Struct, frozen=True, kw_only=True):
     threads: int | None  # of each engine; None: its own choice
     native: str | None  # the variant that is the baseline
     random: bool  # fed with random samples
+    emulates: str | None = None  # what the engine stands in for: the times are not the device's
     measured_at: str  # ISO 8601, UTC
     generator: str
     note: str = NOTE
@@ -86,6 +87,12 @@ def bench_table(records: Mapping[str, BenchRecord]) -> str:
     loads = dict.fromkeys(record.generator for record in records.values())
     lines = [align(HEADER, rows), ""]
     lines += [f"{name}: {what}" for name, what in _failures(records)]
+    lines += [
+        f"{name}: emulated, {record.engine.get('name')} in place of {record.emulates}: these times "
+        "say nothing of the device"
+        for name, record in records.items()
+        if record.emulates
+    ]
     lines += [f"load: {', '.join(loads)}", *(f"on: {machine}" for machine in machines), NOTE]
     return "\n".join(lines)
 

@@ -101,7 +101,8 @@ def _start(
         drawn = random_samples(server.model)
         evaluation = _write_samples(drawn, scratch / variant.id.replace("/", "-"))
     subjects[f"{variant.id} server"] = server
-    native = find_baseline(variant)
+    # An emulation is not compared: its speed is none of the device's.
+    native = None if variant.record.emulates else find_baseline(variant)
     for each in (variant, native):
         if each is not None and f"{each.id} engine" not in subjects:
             log = scratch / f"{each.id.replace('/', '-')}-engine.log"
@@ -213,6 +214,7 @@ def _write(
         threads=options.threads,
         native=trio.native_id,
         random=trio.random,
+        emulates=variant.record.emulates,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         generator=", ".join(dict.fromkeys(generator_name(load) for load in options.loads)),
         machine=machine,

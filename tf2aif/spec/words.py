@@ -203,7 +203,8 @@ def _form(pattern: str) -> str:
     if pattern in _FORMS:
         return _FORMS[pattern]
     functions = [_FORMS[FUNCTION]] if FUNCTION[1:-1] in pattern else []
-    return f"one of: {', '.join([*_choices(pattern), *functions])}"
+    choices = [*_choices(pattern), *functions]
+    return f"one of: {', '.join(choices)}" if choices else f"of the form {pattern.strip('^$')}"
 
 
 def _choices(pattern: str) -> list[str]:

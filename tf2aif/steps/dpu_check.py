@@ -68,6 +68,14 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dpu: str
     limits: Limits
 
+    def __post_init__(self) -> None:
+        """Raises ValueError, which `tf2aif check` tells, for a DPU that nobody knows."""
+        from ..engines.dpu import FAMILIES
+
+        if self.dpu not in FAMILIES.values():
+            known = ", ".join(FAMILIES.values())
+            raise ValueError(f"'{self.dpu}' is no DPU; known are: {known}")
+
 
 class Row(Struct, frozen=True, kw_only=True):
     """Where a layer goes, and why not to the DPU."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from ..errors import StepFailed, Tf2aifError
+from ..hls.fixed import parse
+from ..hls.types import Spelled
 from . import Job
 
 if TYPE_CHECKING:
@@ -45,8 +47,19 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     strategy: Literal["Latency", "Resource"] = "Resource"
     reuse_factor: Count = 16  # multiplications that one multiplier does for one result
     precision: str = DEFAULT  # of all types, where `hls-widths` has chosen none
-    layers: dict[str, dict[str, str]] = {}  # layer -> result, weight, bias
+    layers: dict[str, Spelled] = {}
     largest_weights: Count = 100_000  # what hls4ml and the tools behind it are practical for
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which `tf2aif check` tells, for a text that spells no type."""
+        named = {f"layers.{name}": spelled for name, spelled in self.layers.items()}
+        for where, words in {"precision": Spelled(result=self.precision), **named}.items():
+            for text in (words.result, words.weight, words.bias):
+                try:
+                    _ = text and parse(text)
+                except Tf2aifError as error:
+                    fault = error.faults[0]
+                    raise ValueError(f"{where}: {fault.message}; {fault.hint}") from error
 
 
 def run(job: Job) -> Mapping[str, Any]:
@@ -84,16 +97,11 @@ def run(job: Job) -> Mapping[str, Any]:
 
 def choose_types(pipeline: Pipeline, model: Path, options: Options) -> Types:
     """One type for all, then those that the search has found, then those that a user names."""
-    from ..hls.fixed import parse
-    from ..hls.types import Spelled, changed, read_spelled, uniform
+    from ..hls.types import changed, read_spelled, uniform
 
     try:
         types = changed(uniform(pipeline, parse(options.precision)), read_spelled(model))
-        return changed(types, msgspec.convert(options.layers, dict[str, Spelled]))
-    except msgspec.ValidationError as error:
-        raise StepFailed(
-            f"option layers: {error}", hint="a layer has `result`, `weight` and `bias`"
-        ) from error
+        return changed(types, options.layers)
     except Tf2aifError as error:
         fault = error.faults[0]
         raise StepFailed(fault.message, at=fault.at or "step hls", hint=fault.hint) from error

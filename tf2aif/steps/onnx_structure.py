@@ -15,7 +15,7 @@ import msgspec
 
 from . import Job
 
-VERSION = 1
+VERSION = 2
 TOOLCHAIN = "onnx"
 INPUTS = ("model",)
 
@@ -25,10 +25,18 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 def run(job: Job) -> Mapping[str, Any]:
-    """Write `model.onnx` and `signature.json`. Returns how many tensors were replaced."""
+    """Write `model.onnx` and `signature.json`. Returns how many tensors were replaced.
+
+    Raises StepFailed for an operator that TensorRT lacks: this step needs no device, so that is
+    told before an engine is asked for, or a bundle goes to one.
+    """
     import onnx
 
+    from .onnx_graph import all_nodes
+    from .trt_operators import check_operators
+
     model = onnx.load(str(job.inputs["model"] / "model.onnx"))
+    check_operators(all_nodes(model.graph))
     scales = set(_scales(model.graph))
     replaced = sum(_replace(tensor, tensor.name in scales) for tensor in _weights(model.graph))
     (job.out / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))

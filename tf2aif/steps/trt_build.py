@@ -26,12 +26,23 @@ _MIB = 1 << 20
 _LAYERS = "Layers:"
 
 
+def _check_order(what: str, given: Batches | Axis) -> None:
+    """Raises ValueError, which `tf2aif check` tells, where the lengths are not in order."""
+    if not given.min <= given.opt <= given.max:
+        raise ValueError(
+            f"{what}: min {given.min}, opt {given.opt}, max {given.max} are not in this order"
+        )
+
+
 class Batches(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The batches that one optimisation profile takes; it is tuned for `opt` samples."""
 
     min: Size = 1
     opt: Size = 8
     max: Size = 32
+
+    def __post_init__(self) -> None:
+        _check_order("batches", self)
 
 
 class Axis(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,6 +53,9 @@ class Axis(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     min: Size
     opt: Size
     max: Size
+
+    def __post_init__(self) -> None:
+        _check_order(f"axes of '{self.input}'", self)
 
 
 class BuildOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -72,8 +86,6 @@ def profiles_of(signature: Signature, options: BuildOptions) -> list[Shapes]:
                 )
     if not free:
         return []
-    for batches in options.batches:
-        _check_order("batches", batches)
     return [
         {spec.name: _shapes(spec, batches, known) for spec in signature.inputs}
         for batches in options.batches
@@ -105,14 +117,6 @@ def _check_axes(signature: Signature, axes: tuple[Axis, ...]) -> None:
         shape = shapes[axis.input]
         if axis.axis >= len(shape) or shape[axis.axis] is not None:
             raise StepFailed(f"axis {axis.axis} of input '{axis.input}' is not free: {shape}")
-        _check_order(f"axes of '{axis.input}'", axis)
-
-
-def _check_order(what: str, given: Batches | Axis) -> None:
-    if not given.min <= given.opt <= given.max:
-        raise StepFailed(
-            f"{what}: min {given.min}, opt {given.opt}, max {given.max} are not in this order"
-        )
 
 
 class Build:

@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from ..engines.dpu import Compiled, Port, family, parse_fingerprint, write_compiled
 from ..engines.signature import read_signature, write_signature
-from ..errors import StepFailed
+from ..errors import StepFailed, Tf2aifError
 from . import Job
 
 if TYPE_CHECKING:
@@ -54,6 +54,16 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     arch: str = ""
     calibration_batch: Annotated[int, Meta(ge=1)] = 20
     quantizer: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which `tf2aif check` tells, where fingerprint and DPU do not agree."""
+        try:
+            found = family(self.fingerprint)
+        except Tf2aifError as error:
+            raise ValueError(error.faults[0].message) from error
+        if found != self.dpu:
+            told = f"the fingerprint {self.fingerprint} is that of a {found}, not of a {self.dpu}"
+            raise ValueError(told)
 
 
 def run(job: Job) -> Mapping[str, Any]:
@@ -89,15 +99,9 @@ def run(job: Job) -> Mapping[str, Any]:
 
 
 def _check_target(model: Path, options: Options) -> None:
-    """Raises StepFailed where target and model do not agree on the DPU."""
+    """Raises StepFailed where the model was quantised for another DPU."""
     from .dpu_check import JSON, Placement
 
-    found = family(options.fingerprint)
-    if found != options.dpu:
-        raise StepFailed(
-            f"the fingerprint {options.fingerprint} is that of a {found}, not of a {options.dpu}",
-            hint="correct 'dpu' or 'fingerprint' of the target's step vitis",
-        )
     path = model / JSON
     if path.exists():
         told = msgspec.json.decode(path.read_bytes(), type=Placement).dpu
@@ -143,7 +147,7 @@ def _arch(options: Options, work: Path) -> Path:
         raise StepFailed(f"not an arch.json: {error}", at=str(path), hint=hint) from error
     target, fingerprint = told.get("target"), told.get("fingerprint")
     if isinstance(fingerprint, str):
-        right = parse_fingerprint(fingerprint) == parse_fingerprint(options.fingerprint)
+        right = _is(options, fingerprint)
     else:
         right = isinstance(target, str) and target.split("_")[0] == options.dpu
     if not right:
@@ -154,6 +158,13 @@ def _arch(options: Options, work: Path) -> Path:
             hint=hint,
         )
     return path
+
+
+def _is(options: Options, fingerprint: str) -> bool:
+    try:
+        return parse_fingerprint(fingerprint) == _number(options)
+    except Tf2aifError:
+        return False
 
 
 def _quantise(
