@@ -288,6 +288,7 @@ def test_an_engine_is_shipped_on_a_vendors_base_from_a_registry(
 
     built = compose_image(project, "digits/gpu-rtx-fp16", tmp_path / "composed")
     assert built.variant.state == "built"
+    assert find_image(project.root / "build", "digits/gpu-rtx-fp16").record == built.record
     assert verify(built.folder / "image") == ()
     assert built.record.base_digest == base.partition("@")[2]
     environment = built.stored().config["config"]["Env"]

@@ -195,6 +195,7 @@ def _build(arguments: argparse.Namespace) -> int:
     recipes = _recipes(arguments)
     words = [*sorted(recipes), "--target", *sorted(arguments.target)]
     words += ["--images"] if arguments.images else []
+    words += ["--remote", arguments.remote] if arguments.remote else []
     report = nothing_to_do(os.path.join(project, "build", ".tf2aif"), words)
     if report is None or (arguments.strict and report["missing"]):
         report, code = _really_build(arguments, project, recipes, words)

@@ -113,4 +113,7 @@ def full_message(step: str, what: str, log: Path, again: str | None, *, tail: bo
 
 def command_by_hand(request_file: Path) -> str:
     """The command that runs a step again, from the file of its request."""
-    return shlex.join([sys.executable, "-m", "tf2aif.worker", "--request", str(request_file)])
+    words = shlex.join([sys.executable, "-m", "tf2aif.worker", "--request", str(request_file)])
+    home = str(Path(__file__).resolve().parents[1])
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return f"PYTHONPATH={shlex.quote(home)} {words}" if home in given else words

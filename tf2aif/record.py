@@ -209,6 +209,9 @@ def write_bundle(
     with fresh_folder(workspace.variant(variant.id)) as out:
         if record.artifact:
             _fill(variant, graph, workspace, record, out)
+        if variant.image and not set(graph.needs(variant.image.steps)) & set(missing):
+            image = write_image(variant, variant.image, graph, workspace, out / "image")
+            record = msgspec.structs.replace(record, image=image)
         _pack(out / "bundle", variant.id, graph, workspace, steps)
         (out / "variant.json").write_bytes(_pretty(record))
     _note(variant, graph, workspace, missing)

@@ -11,6 +11,7 @@ import atexit
 import io
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,10 @@ def configure(
 def _end(build: Build) -> None:
     """Wait for what is still being given to a shared cache, and end the workers."""
     if build.workspace.shared is not None:
-        build.workspace.shared.finish()
+        report = build.workspace.shared.finish()
+        for line in (report.render(), *(f"warning: {each}" for each in report.warnings)):
+            if line:
+                print(line, file=sys.stderr)
     build.close()
 
 

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from .file_differences import FileDifference
 
-How = Literal["bytes", "outputs", "nothing"]
+How = Literal["bytes", "numbers", "outputs", "nothing"]
 State = Literal[
     "same", "agrees", "measured", "differs", "follows", "failed", "elsewhere", "untried"
 ]

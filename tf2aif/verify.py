@@ -6,11 +6,13 @@ steps before it made this time. A step's module may say, in COMPARE, how its art
 `bytes`     every file is the same; so it is where nothing is said
 `outputs`   both artifacts are run over the evaluation samples, and their outputs agree within the
             step's option `tolerance`, else the module's TOLERANCE, else TOLERANCE here
+`numbers`   its arrays (`.npy`) agree within that tolerance, every other file is the same
 `nothing`   it measures times; so it is for every step that runs alone
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -131,6 +133,8 @@ class _Again:
             if _digest(self.first, name) != _digest(self.second.workspace, name)
         )
         excused = all(self.steps[name].excused for name in after)
+        if how == "numbers" and excused:
+            return self._compare_numbers(step, files, after)
         if how == "outputs" and excused:
             return self._compare_outputs(step, files, after)
         if after:
@@ -178,6 +182,23 @@ class _Again:
         words = f"output '{name}' is {worst.relative:.2g} off, {tolerance:.2g} is allowed"
         # Not `>`: what is no number does not agree.
         return told("agrees" if worst.relative <= tolerance else "differs", words)
+
+    def _compare_numbers(
+        self, step: Step, files: tuple[FileDifference, ...], after: tuple[str, ...]
+    ) -> StepCheck:
+        """Other last bits are no fault where the arrays agree."""
+        first, second = self.first.artifact(step.id), self.second.workspace.artifact(step.id)
+        damaged = damage_of(self.first, step.id)
+        worst = math.inf if damaged else max(_apart(first, second, file.path) for file in files)
+        agrees = worst <= tolerance_of(step)  # no number does not
+        return StepCheck(
+            state="agrees" if agrees else "differs",
+            compared="numbers",
+            after=after,
+            files=files,
+            message=f"the numbers are {worst:.2g} off, {tolerance_of(step):.2g} is allowed",
+            excused=agrees,
+        )
 
     def _find(self, name: str) -> Callable[[OutputFile], Path | None]:
         """Where the first build's bytes of a file are: in `build/`, else in the store."""
@@ -249,6 +270,20 @@ class _Again:
             ),
             excused=bool(others) and all(check.excused for check in others),
         )
+
+
+def _apart(first: Path, second: Path, file: str) -> float:
+    """How far two files of numbers are apart, relative to their norm; infinite for other files."""
+    import numpy as np
+
+    if not file.endswith(".npy") or not (first / file).is_file() or not (second / file).is_file():
+        return math.inf
+    one, other = np.load(first / file), np.load(second / file)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return math.inf
+    size = float(np.linalg.norm(one.astype(np.float64)))
+    apart = float(np.linalg.norm(other.astype(np.float64) - one.astype(np.float64)))
+    return apart / size if size else (math.inf if apart else 0.0)
 
 
 def compared_by(step: Step) -> How:

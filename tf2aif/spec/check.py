@@ -38,7 +38,7 @@ HOOKS = ("decode", "preprocess", "postprocess", "encode", "example")
 def check(paths: Sequence[Path], project: Path) -> list[Fault]:
     """All faults of recipe and target files, or of folders of them, in the order of their lines.
 
-    Without paths: of `recipes/` and `targets/` in the project. What a file is, a recipe or a
+    Without paths: of `recipes/`, `targets/` and `tf2aif.yaml` in the project. What a file is, a recipe or a
     target, is seen in its keys. Hooks are tried, each recipe's in a process of its own, where
     nothing else is wrong.
     """
@@ -59,6 +59,8 @@ def check(paths: Sequence[Path], project: Path) -> list[Fault]:
             faults += error.faults
     faults += duplicate_names(recipes)
     faults += check_files(Files(tuple(recipes), targets, files.broken))
+    if not paths:
+        faults += _settings_faults(project)
     for target in targets.values():
         if not target.packaged:
             faults += base_faults(target.target, project, target.document.at(("base",)))
@@ -86,6 +88,17 @@ def recipe_file_faults(loaded: LoadedRecipe) -> Iterator[Fault]:
     yield from sample_faults(loaded, known)
     yield from _metric_faults(loaded)
     yield from _service_faults(loaded)
+
+
+def _settings_faults(project: Path) -> tuple[Fault, ...]:
+    """What is wrong with the project's own settings."""
+    from .config import load_config
+
+    try:
+        load_config(project)
+    except FilesError as error:
+        return error.faults
+    return ()
 
 
 def in_order(faults: Iterable[Fault]) -> list[Fault]:
