@@ -38,9 +38,9 @@ HOOKS = ("decode", "preprocess", "postprocess", "encode", "example")
 def check(paths: Sequence[Path], project: Path) -> list[Fault]:
     """All faults of recipe and target files, or of folders of them, in the order of their lines.
 
-    Without paths: of `recipes/`, `targets/` and `tf2aif.yaml` in the project. What a file is, a recipe or a
-    target, is seen in its keys. Hooks are tried, each recipe's in a process of its own, where
-    nothing else is wrong.
+    Without paths: of `recipes/`, `targets/` and `tf2aif.yaml` in the project. What a file is, a
+    recipe or a target, is seen in its keys. Hooks are tried, each recipe's in a process of its
+    own, where nothing else is wrong.
     """
     given = list(paths) or [project / name for name in ("recipes", "targets")]
     there = [path for path in given if paths or path.is_dir()]
