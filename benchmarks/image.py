@@ -90,7 +90,7 @@ class Ours:
 
 IMAGE = ImagePlan(
     base="b/image-base", packages="b/image-packages", app="b/image-app", model="b/image-model",
-    revision="benchmark",
+    platform=PLATFORM, revision="benchmark",
 )  # fmt: skip
 VARIANT = Variant(
     recipe="b", target="cpu", precision="fp32", platform=PLATFORM, engine="litert",

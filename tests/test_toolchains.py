@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,20 +76,30 @@ def test_a_toolchain_is_here_or_says_what_is_lacking(name: str) -> None:
         assert all(tool.facts().values())
 
 
-@pytest.mark.parametrize("name", TOOLCHAINS)
-def test_a_toolchain_names_what_pyproject_brings(name: str) -> None:
+VENDORS = {"tensorrt", "tensorrt-cu12", "tensorrt-cu13"}  # no package index has them
+ALONG = {"h5py": "tensorflow"}  # comes with
+
+
+def brought_by(extra: str) -> str:
+    """The requirements of an extra, those of the extras that it names included."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = " ".join([*project["dependencies"], *project["optional-dependencies"].get(extra, ())])
+    for other in re.findall(r"tf2aif\[([a-z0-9,]+)\]", text):
+        text += " ".join(brought_by(name) for name in other.split(",") if name != extra)
+    return text
+
+
+@pytest.mark.parametrize("name", TOOLCHAINS)
+def test_a_toolchain_names_what_pyproject_brings(name: str) -> None:
     tool = TOOLCHAINS[name]
-    brought = (
-        project["optional-dependencies"][tool.extra] if tool.extra else project["dependencies"]
-    )
-    text = " ".join(brought)
+    text = brought_by(tool.extra)
     if tool.lock:
         text += " ".join(read_lock(tool.lock).pins)
     for root in tool.roots:
-        assert root.optional or any(dist in text for dist in root.distributions)
+        wanted = {ALONG.get(dist, dist) for dist in root.distributions}
+        assert root.optional or VENDORS & wanted or any(dist in text for dist in wanted)
         assert all(normalize(dist) == dist for dist in root.distributions)
     assert tool.kind in KINDS
 
