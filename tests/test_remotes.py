@@ -60,7 +60,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
             def start(kind: str) -> str:
                 place = folder / kind
-                place.mkdir()
+                place.mkdir(exist_ok=True)  # its server may have been lacking
                 if kind == "folder":
                     return str(place)
                 if kind == "http":
