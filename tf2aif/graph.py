@@ -16,7 +16,7 @@ from .errors import Fault, FilesError, Tf2aifError
 from .facts import key
 from .oci.planning import ImageInputs, ImageOf, ImagePlan, image_platform, plan_image
 from .sources import Source, is_code_key, plan_sources
-from .spec.load import LoadedRecipe, pipeline
+from .spec.load import LoadedRecipe, overridden, pipeline
 from .spec.recipe import Calibration, Evaluation, Recipe, TargetOverride
 from .spec.service import hook_files
 from .spec.target import Emulation, EngineUse, Limits, StepUse, Target
@@ -90,6 +90,11 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     def id(self) -> str:
         """As people write it with its recipe: `kws/cpu-int8`."""
         return f"{self.recipe}/{self.name}"
+
+    @property
+    def runs_emulated(self) -> bool:
+        """Its engine is an emulation, on the device's own host too."""
+        return self.emulation is not None and self.emulation.engine == self.engine
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -192,7 +197,7 @@ class _Planner:
         target = self.targets[name]
         precisions = override.precisions or list(target.precisions)
         for precision in precisions:
-            uses = tuple(_changed(use, override) for use in pipeline(target, precision))
+            uses = tuple(overridden(use, override) for use in pipeline(target, precision))
             yield self._variant(name, target, precision, uses, override)
 
     def _variant(
@@ -214,7 +219,7 @@ class _Planner:
             name, precision, compilers, artifact, calibration, target.limits, emulation
         )
         engine = {**target.engine.options, **override.engine}
-        here = target.platform == self.platform and not _is_emulation(target)
+        here = target.platform == self.platform and not target.runs_emulated
         check = self._check(f"check-{label}", artifact, target.engine, engine, target.limits)
         files, hooks = hook_files(self.recipe.service, self.folder)
         return Variant(
@@ -277,7 +282,7 @@ class _Planner:
             return None
         if emulation:
             check = emulation.check
-            artifact = emulation.artifact if _is_emulation(target) else artifact
+            artifact = emulation.artifact if target.runs_emulated else artifact
         of = ImageOf(
             recipe_name=self.loaded.name,
             folder=self.folder,
@@ -597,19 +602,9 @@ def _compiles(step: str) -> bool:
     return bool(getattr(step_module(step), "COMPILES", False))
 
 
-def _is_emulation(target: Target) -> bool:
-    """The variant runs by emulation even on its device's own host."""
-    return target.emulation is not None and target.emulation.name == target.engine.name
-
-
 def _fields(module: Any) -> tuple[str, ...]:
     names: tuple[str, ...] = module.Options.__struct_fields__
     return names
-
-
-def _changed(use: StepUse, override: TargetOverride) -> StepUse:
-    """A step of a pipeline with the recipe's own options over the target's."""
-    return StepUse(step=use.step, options={**use.options, **override.options.get(use.step, {})})
 
 
 def _no_calibration(loaded: LoadedRecipe, target: str, precision: str) -> Tf2aifError:

@@ -11,9 +11,7 @@ bundle/        where a toolchain is missing: what it needs, and run.sh; see tf2a
 
 from __future__ import annotations
 
-import os
 import platform as host
-import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,23 +19,20 @@ from typing import Any, Literal
 
 import msgspec
 
-from .bundle import CODE, MANIFEST, UNPACK, Manifest, PackedStep, copy, write_code
-from .bundle import SCHEMA as BUNDLE_SCHEMA
+from .bundle import copy
 from .digest import digest_tree, list_tree
 from .errors import GateFailed
-from .execute import request_for
 from .facts import Facts, key
 from .folders import fresh_folder
-from .freshness import here
 from .graph import Emulated, Graph, Step, Variant
 from .machine import oci_platform
 from .oci.record import ImageRecord, write_image
 from .records import ActionRecord, OutputFile, artifact_digest
+from .rerun import pretty, write_bundle_folder, write_rerun
 from .steps.check import Result as CheckResult
 from .steps.check import scored
 from .toolchains import Missing
-from .worker import Request
-from .workspace import Workspace, write_atomically
+from .workspace import Workspace
 
 SCHEMA = 1
 BENCH = "bench.json"  # see tf2aif.bench.record
@@ -183,7 +178,7 @@ def write_failure(
     """Say that the variant failed; the artifact of an earlier build does not stay behind."""
     record = record or _bare(variant, "failed", reason)
     with fresh_folder(workspace.variant(variant.id)) as out:
-        (out / "variant.json").write_bytes(_pretty(record))
+        (out / "variant.json").write_bytes(pretty(record))
 
 
 def read_record(folder: Path) -> VariantRecord | None:
@@ -212,8 +207,8 @@ def write_bundle(
         if variant.image and not set(graph.needs(variant.image.steps)) & set(missing):
             image = write_image(variant, variant.image, graph, workspace, out / "image")
             record = msgspec.structs.replace(record, image=image)
-        _pack(out / "bundle", variant.id, graph, workspace, steps)
-        (out / "variant.json").write_bytes(_pretty(record))
+        write_bundle_folder(out / "bundle", variant.id, graph, workspace, steps)
+        (out / "variant.json").write_bytes(pretty(record))
     _note(variant, graph, workspace, missing)
     return record
 
@@ -306,7 +301,7 @@ def _bare(variant: Variant, state: State, reason: str) -> VariantRecord:
         state=state,
         reason=reason,
         engine={"name": variant.engine, "options": variant.engine_options},
-        emulates=variant.target if _runs_emulated(variant) else None,
+        emulates=variant.target if variant.runs_emulated else None,
         batch=variant.batch,
         hooks=f"hooks/{variant.hooks}" if variant.hooks else None,
         baseline=variant.baseline,
@@ -317,17 +312,12 @@ def _bare(variant: Variant, state: State, reason: str) -> VariantRecord:
 
 def _state(variant: Variant, check: ActionRecord) -> State:
     """A check by the device's own engine, on the kind of machine that the target names."""
-    if _runs_emulated(variant):
+    if variant.runs_emulated:
         return "built"
     facts = check.made_by or check.facts
     system, _, machine = str(facts.get("toolchain.platform", "")).partition("-")
     there = oci_platform(system, machine) == variant.platform
     return "verified-on-device" if there else "built"
-
-
-def _runs_emulated(variant: Variant) -> bool:
-    """Its engine is an emulation, on the device's own host too."""
-    return variant.emulation is not None and variant.emulation.engine == variant.engine
 
 
 def _step_record(record: ActionRecord) -> StepRecord:
@@ -350,7 +340,7 @@ def _write_folder(
         if variant.image:
             image = write_image(variant, variant.image, graph, workspace, out / "image")
             record = msgspec.structs.replace(record, image=image)
-        (out / "variant.json").write_bytes(_pretty(record))
+        (out / "variant.json").write_bytes(pretty(record))
     return record
 
 
@@ -367,7 +357,7 @@ def _fill(
         copy(Path(path), out / "hooks" / name)
     _keep_bench(workspace.variant(variant.id), out, record.artifact)
     (out / "log.txt").write_text(_logs(steps, workspace), encoding="utf-8")
-    _write_rerun(out / "rerun", steps, graph, workspace)
+    write_rerun(out / "rerun", steps, graph, workspace)
 
 
 def _keep_bench(old: Path, new: Path, artifact: str) -> None:
@@ -389,107 +379,6 @@ def _logs(steps: Iterable[str], workspace: Workspace) -> str:
     return "\n".join(parts)
 
 
-def _write_rerun(folder: Path, steps: Iterable[str], graph: Graph, workspace: Workspace) -> None:
-    """Each step as a request file, and a script that runs them one after the other."""
-    folder.mkdir()
-    lines = ["# Runs each step of this variant again, by hand, without any cache."]
-    # Where this folder will stand; a checkout may move, so paths are relative to it.
-    home = workspace.build / "recipe" / "variant" / "rerun"
-    for number, name in enumerate(steps):
-        request = request_for(graph.steps[name], workspace, folder)
-        inputs = {k: os.path.relpath(p, home) for k, p in request.inputs.items()}
-        lines.append(_write_request(folder, number, request, inputs)[1])
-    # Beside the variant's folder: this one is made anew by the next build.
-    write_script(folder / "rerun.sh", lines, out="${HERE%/*}-rerun")
-
-
-def _write_request(
-    folder: Path, number: int, request: Request, inputs: dict[str, str]
-) -> tuple[str, str]:
-    """Write a request with relative paths; the file's name, and the line that runs it."""
-    name = request.step.partition("/")[2]
-    file = f"{number:02d}-{name}.json"
-    code = next((inputs[k] for k, p in request.inputs.items() if p == request.code), None)
-    home = os.path.dirname(code) if code else "."
-    relative = msgspec.structs.replace(request, inputs=inputs, out="", folder=home, code=code)
-    (folder / file).write_bytes(_pretty(relative))
-    words = [f"--request {shlex.quote(file)}", f'--out "$OUT"/{shlex.quote(name)}']
-    return file, f'"${{PYTHON:-python3}}" -m tf2aif.worker {" ".join(words)}'
-
-
-def _pack(out: Path, variant: str, graph: Graph, workspace: Workspace, missing: list[str]) -> None:
-    """The requests of the steps that are missing, with copies of all that they read."""
-    out.mkdir()
-    packed = []
-    places: dict[str, str] = {}  # several steps may read the same
-    for number, name in enumerate(missing):
-        step = graph.steps[name]
-        request = msgspec.structs.replace(request_for(step, workspace, out), place=None)
-        made = {k: other for k, other in step.inputs.items() if other in missing}
-        inputs = {}
-        for key_, path in request.inputs.items():
-            if key_ not in made:
-                inputs[key_] = places.setdefault(
-                    path, f"inputs/{number:02d}-{key_}/{Path(path).name}"
-                )
-                if not (out / inputs[key_]).exists():
-                    copy(Path(path), out / inputs[key_])
-            if path == step.code:  # and what it may import from beside it
-                for helper in Path(path).parent.glob("*.py"):
-                    copy(helper, (out / inputs[key_]).with_name(helper.name))
-        file, _ = _write_request(out, number, request, inputs)
-        packed.append(
-            PackedStep(
-                id=name,
-                request=file,
-                version=step.version,
-                files={n: digest_tree(Path(p), workspace.stats) for n, p in step.files.items()},
-                inputs={n: here(o, workspace) for n, o in step.inputs.items() if n not in made},
-                made=made,
-                device=step.device,
-                timeout_s=step.limits.timeout_s,
-            )
-        )
-    manifest = Manifest(schema=BUNDLE_SCHEMA, variant=variant, steps=tuple(packed))
-    (out / MANIFEST).write_bytes(_pretty(manifest))
-    write_code(out / CODE)
-    lines = [
-        "# Runs the steps whose toolchain was not on the machine that packed this.",
-        "LIB=$OUT/.tf2aif",
-        'rm -rf "$LIB"',
-        f'"${{PYTHON:-python3}}" -c {shlex.quote(UNPACK)} "$LIB"',
-        "PYTHONPATH=$LIB${PYTHONPATH:+:$PYTHONPATH}",
-        "export PYTHONPATH",
-        'exec "${PYTHON:-python3}" -P -m tf2aif.bundle . "$OUT"',
-    ]
-    write_script(out / "run.sh", lines)
-
-
-def write_script(path: Path, lines: list[str], out: str = "$HERE-out") -> None:
-    """A shell script that can be run as it stands, from anywhere; its output goes to $OUT.
-
-    $OUT is its first word, by default `out`, a folder beside the variant's: what a build may
-    replace holds nothing that took hours to make.
-    """
-    head = [
-        "#!/bin/sh",
-        lines[0],
-        f"# usage: {path.name} [OUT]",
-        "set -e",
-        'HERE=$(cd "$(dirname "$0")" && pwd)',
-        f"OUT=${{1:-{out}}}",
-        'mkdir -p "$OUT"',
-        'OUT=$(cd "$OUT" && pwd)',
-        'cd "$HERE"',
-    ]
-    write_atomically(path, ("\n".join([*head, *lines[1:]]) + "\n").encode())
-    path.chmod(0o755)
-
-
 def sidecar(variant: Variant) -> str:
     """What the record of a variant's folder is noted under."""
     return f"{variant.recipe}/@{variant.name}"
-
-
-def _pretty(value: Any) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
 from ..errors import Tf2aifError
+from .signature import read_beside, write_beside
 
 FILE = "engine.json"
 
@@ -53,23 +53,12 @@ class Here(Struct, frozen=True, kw_only=True):
 
 def read_requirement(artifact: Path) -> Requirement:
     """What the artifact in that folder needs. Raises Tf2aifError where the file is not one."""
-    path = artifact / FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Requirement)
-    except OSError as error:
-        raise Tf2aifError(
-            f"no {FILE} in the artifact: {error.strerror}",
-            at=str(path),
-            hint="build the variant again; an artifact is a whole folder",
-        ) from error
-    except msgspec.MsgspecError as error:
-        raise Tf2aifError(f"not what an engine needs: {error}", at=str(path)) from error
+    return read_beside(artifact / FILE, Requirement, "what an engine needs")
 
 
 def write_requirement(artifact: Path, requirement: Requirement) -> None:
     """Write `engine.json` into that folder; the same requirement gives the same bytes."""
-    encoded = msgspec.json.format(msgspec.json.encode(requirement), indent=2)
-    (artifact / FILE).write_bytes(encoded + b"\n")
+    write_beside(artifact / FILE, requirement)
 
 
 def check_machine(requirement: Requirement, here: Here, artifact: Path) -> None:

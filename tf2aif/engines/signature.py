@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -12,6 +13,7 @@ from ..errors import Tf2aifError
 from . import Array, Tensors, TensorSpec
 
 FILE = "signature.json"
+T = TypeVar("T")
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,23 +28,31 @@ def read_signature(artifact: Path) -> Signature:
 
     Raises Tf2aifError where the file is missing or not one.
     """
-    path = artifact / FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Signature)
-    except OSError as error:
-        raise Tf2aifError(
-            f"no {FILE} in the artifact: {error.strerror}",
-            at=str(path),
-            hint="build the variant again; an artifact is a whole folder",
-        ) from error
-    except msgspec.MsgspecError as error:
-        raise Tf2aifError(f"not a signature: {error}", at=str(path)) from error
+    return read_beside(artifact / FILE, Signature, "a signature")
 
 
 def write_signature(artifact: Path, signature: Signature) -> None:
     """Write `signature.json` into that folder; the same signature gives the same bytes."""
-    encoded = msgspec.json.format(msgspec.json.encode(signature), indent=2)
-    (artifact / FILE).write_bytes(encoded + b"\n")
+    write_beside(artifact / FILE, signature)
+
+
+def read_beside(path: Path, kind: type[T], what: str) -> T:
+    """What a step wrote beside the model. Raises Tf2aifError: no file, or not `what`."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise Tf2aifError(
+            f"no {path.name} in the artifact: {error.strerror}",
+            at=str(path),
+            hint="build the variant again; an artifact is a whole folder",
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise Tf2aifError(f"not {what}: {error}", at=str(path)) from error
+
+
+def write_beside(path: Path, value: msgspec.Struct) -> None:
+    """Write it as JSON for people; the same value gives the same bytes."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def artifact_file(artifact: Path, name: str) -> Path:

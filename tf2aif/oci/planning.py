@@ -128,12 +128,7 @@ def image_platform(target: Target, here: str) -> str:
     An engine that is its own emulation is a simulation, compiled for the machine that built it; a
     board's processor cannot run that.
     """
-    return here if runs_emulated(target) else target.platform
-
-
-def runs_emulated(target: Target) -> bool:
-    """Its engine is an emulation of the device, wherever it runs."""
-    return target.emulation is not None and target.emulation.name == target.engine.name
+    return here if target.runs_emulated else target.platform
 
 
 def requirements(target: Target, recipe: Recipe | None = None) -> tuple[str, ...]:
@@ -248,7 +243,7 @@ def _particular(of: ImageOf) -> dict[str, Any]:
     found = {
         "checked_by": of.checked_by,
         "container": {name: value for name, value in asked.items() if value != usual[name]},
-        "emulates": of.target_name if runs_emulated(of.target) else None,
+        "emulates": of.target_name if of.target.runs_emulated else None,
     }
     return {name: value for name, value in found.items() if value}
 

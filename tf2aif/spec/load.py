@@ -17,7 +17,7 @@ import tf2aif
 
 from ..errors import Fault, FilesError
 from .document import Document, Key, read
-from .recipe import NAME, Recipe
+from .recipe import NAME, Recipe, TargetOverride
 from .target import StepUse, Target
 
 ENDINGS = (".yaml", ".yml")
@@ -140,6 +140,11 @@ def pipeline(target: Target, precision: str) -> tuple[StepUse, ...]:
         StepUse(step=use["step"], options={k: v for k, v in use.items() if k != "step"})
         for use in target.precisions[precision]
     )
+
+
+def overridden(use: StepUse, override: TargetOverride) -> StepUse:
+    """A step of a pipeline with the recipe's own options over the target's."""
+    return StepUse(step=use.step, options={**use.options, **override.options.get(use.step, {})})
 
 
 def packaged_targets() -> Path:

@@ -17,7 +17,7 @@ from ..errors import Fault, FilesError
 from ..sources import Source, plan_sources
 from ..steps import STEPS, step_module
 from .document import Document, Key
-from .load import Files, LoadedRecipe, LoadedTarget, pipeline
+from .load import Files, LoadedRecipe, LoadedTarget, overridden, pipeline
 from .recipe import Calibration, Data, TargetOverride
 from .target import StepUse, Target
 
@@ -228,7 +228,7 @@ def _override_faults(
             precision
             for precision in chosen
             if any(
-                needs_calibration(_changed(use, override)) for use in pipeline(target, precision)
+                needs_calibration(overridden(use, override)) for use in pipeline(target, precision)
             )
         ]
         if needy:
@@ -247,14 +247,9 @@ def _override_option_faults(
             yield _unknown("step", step, steps, loaded.at(*key), f"target {name}")
         for use in same if step in STEPS and step not in PLANNED else []:
             if not _option_faults(use, loaded.document, key):  # else the target's own fault
-                changed = _changed(use, override)
+                changed = overridden(use, override)
                 faults |= dict.fromkeys(_option_faults(changed, loaded.document, key))
     yield from faults
-
-
-def _changed(use: StepUse, override: TargetOverride) -> StepUse:
-    """A step of a pipeline with the recipe's own options over the target's."""
-    return StepUse(step=use.step, options={**use.options, **override.options.get(use.step, {})})
 
 
 def wanted_precisions(target: Target, override: TargetOverride) -> list[str]:

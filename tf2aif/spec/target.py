@@ -126,5 +126,10 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         dict[str, str], Meta(description="scheduling labels, as Kubernetes names them")
     ] = {}
 
+    @property
+    def runs_emulated(self) -> bool:
+        """Its engine is an emulation of the device, wherever it runs."""
+        return self.emulation is not None and self.emulation.name == self.engine.name
+
 
 QuantizedIO = Literal["float", "int8", "uint8"]
