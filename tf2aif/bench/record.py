@@ -1,121 +1,157 @@
-"""The record of a measurement: `build/<recipe>/<variant>/bench.json`.
+"""The record of a measurement: a line of `build/<recipe>/<variant>/bench.jsonl`, one for each run.
 
-It names the artifact that was measured by its digest: where the variant's record names another,
-the figures are of an earlier build.
+It holds the figures with all that they depend on: what was measured by its digests, the machine,
+engine, threads and load. What could not be measured is None, with the reason in `unmeasured`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..client.figures import Figures
 from ..client.load import Load, Scenario
-from ..client.machine import Machine, describe
-from ..client.report import NOTE, align, milliseconds, verdict
+from ..client.machine import Machine
+from ..client.report import NOTE
 from ..client.stages import Stage
 
-SCHEMA = 1
-FILE = "bench.json"
-HEADER = (
-    *("variant", "scenario", "engine ms", "server ms", "added ms", "native ms", "speed-up"),
-    *("engine/s", "server/s", "native/s", "figures"),
-)
+SCHEMA = 2
+
+Share = Annotated[float, Meta(description="of the evaluation set, in the metric's own terms")]
 
 
 class SpeedUp(Struct, frozen=True, kw_only=True):
     """How many times faster the variant's engine is than the baseline's; over all rounds."""
 
-    ratio: float
-    low: float  # of the round where it was least
-    high: float
+    ratio: Annotated[float, Meta(description="of medians; offline of throughput")]
+    low: Annotated[float, Meta(description="of the round where it was least")]
+    high: Annotated[float, Meta(description="of the round where it was most")]
+
+
+class Energy(Struct, frozen=True, kw_only=True):
+    """Joules for one sample, of the last three windows.
+
+    Whole packages and devices are counted, what idles in them too; other processes' share as well.
+    """
+
+    sources: Annotated[
+        tuple[str, ...], Meta(description="counters that are summed, such as rapl:package-0")
+    ]
+    engine_j: Annotated[float | None, Meta(description="the engine alone")]
+    server_j: Annotated[
+        float | None, Meta(description="the server, and on the same machine its client")
+    ]
+    native_j: Annotated[float | None, Meta(description="the baseline's engine alone")]
 
 
 class ScenarioFigures(Struct, frozen=True, kw_only=True):
-    """One scenario: the engine alone, the server on loopback, the baseline's engine alone."""
+    """One scenario: the engine alone, the server, the baseline's engine alone."""
 
-    scenario: Scenario
-    load: Load
-    engine: Figures
-    server: Figures
-    native: Figures | None  # None: there is no baseline, or this is it
-    stages: dict[str, Stage]  # within the server
-    overhead_ms: float | None  # what the server adds to the median of a stream's query
-    speedup: SpeedUp | None
+    scenario: Annotated[Scenario, Meta(description="of MLPerf LoadGen")]
+    load: Annotated[Load, Meta(description="how it was asked, and for how long")]
+    engine: Annotated[
+        Figures | None, Meta(description="the engine alone; null: only the server was asked")
+    ]
+    server: Annotated[Figures, Meta(description="the server, asked from the same machine")]
+    native: Annotated[
+        Figures | None, Meta(description="the baseline; null: there is none, or this is it")
+    ]
+    stages: Annotated[dict[str, Stage], Meta(description="where the time goes within the server")]
+    overhead_ms: Annotated[
+        float | None, Meta(description="what the server adds to the median of a stream's query")
+    ]
+    speedup: Annotated[SpeedUp | None, Meta(description="baseline over variant")]
+    energy: Annotated[Energy | None, Meta(description="null: `unmeasured` says why")] = None
 
 
-class BenchRecord(Struct, frozen=True, kw_only=True):
+class EngineUsed(Struct, frozen=True, kw_only=True):
+    """What ran the artifact."""
+
+    name: Annotated[str, Meta(description="as in the table of engines")]
+    options: Annotated[dict[str, Any], Meta(description="of the target")] = {}
+    version: Annotated[str | None, Meta(description="null: it does not tell")] = None
+
+
+class ImageUsed(Struct, frozen=True, kw_only=True):
+    """The variant's image when it was measured."""
+
+    digest: Annotated[str, Meta(description="of its manifest, sha256:…")]
+    size_bytes: Annotated[int, Meta(description="of its layers as they are sent, compressed")]
+
+
+class Accuracy(Struct, frozen=True, kw_only=True):
+    """What the variant's answers were worth when it was checked."""
+
+    metric: Annotated[str, Meta(description="such as top-1")]
+    value: Annotated[Share, Meta(description="of the variant")]
+    source: Annotated[Share, Meta(description="of the source model on the same samples")]
+    drop: Annotated[float, Meta(description="positive: the variant is worse")]
+    allowed_drop: Annotated[float, Meta(description="the recipe's gate")]
+    samples: Annotated[int, Meta(description="in the evaluation set")]
+
+
+class BenchRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that was measured of one variant in one run."""
 
-    schema: int = SCHEMA
-    recipe: str
-    variant: str
-    artifact: str  # the digest of what was measured
-    engine: dict[str, Any]
-    threads: int | None  # of each engine; None: its own choice
-    native: str | None  # the variant that is the baseline
-    random: bool  # fed with random samples
-    emulates: str | None = None  # what the engine stands in for: the times are not the device's
-    measured_at: str  # ISO 8601, UTC
-    generator: str
-    note: str = NOTE
-    machine: Machine
-    scenarios: tuple[ScenarioFigures, ...]
-
-
-def read_bench(folder: Path) -> BenchRecord | None:
-    """The record in a variant's folder; None where there is none that we can read."""
-    try:
-        return msgspec.json.decode((folder / FILE).read_bytes(), type=BenchRecord)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def encode_bench(record: BenchRecord) -> bytes:
-    """The record as it is written."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-
-
-def bench_table(records: Mapping[str, BenchRecord]) -> str:
-    """A line for each variant and scenario; medians, and samples a second."""
-    rows = [_row(name, s) for name, record in records.items() for s in record.scenarios]
-    machines = dict.fromkeys(describe(record.machine) for record in records.values())
-    loads = dict.fromkeys(record.generator for record in records.values())
-    lines = [align(HEADER, rows), ""]
-    lines += [f"{name}: {what}" for name, what in _failures(records)]
-    lines += [
-        f"{name}: emulated, {record.engine.get('name')} in place of {record.emulates}: these times "
-        "say nothing of the device"
-        for name, record in records.items()
-        if record.emulates
+    schema: Annotated[int, Meta(description="of this record")] = SCHEMA
+    recipe: Annotated[str, Meta(description="its name")]
+    variant: Annotated[str, Meta(description="its name within the recipe")]
+    target: Annotated[str, Meta(description="what it was built for")]
+    precision: Annotated[str, Meta(description="such as int8")]
+    platform: Annotated[str, Meta(description="of its image, such as linux/arm64")]
+    artifact: Annotated[str, Meta(description="the digest of what was measured")]
+    size_bytes: Annotated[int, Meta(description="of the artifact")]
+    image: Annotated[ImageUsed | None, Meta(description="null: none was made")] = None
+    engine: Annotated[EngineUsed, Meta(description="what ran it")]
+    batch: Annotated[
+        int | Literal["free", "none"],
+        Meta(description="of the model; how many samples a request held is in the load's `rows`"),
     ]
-    lines += [f"load: {', '.join(loads)}", *(f"on: {machine}" for machine in machines), NOTE]
-    return "\n".join(lines)
+    threads: Annotated[
+        int | None, Meta(description="of each engine; null: as the engine chooses by itself")
+    ]
+    native: Annotated[str | None, Meta(description="the variant that is the baseline")]
+    random: Annotated[bool, Meta(description="fed with random samples")]
+    emulates: Annotated[
+        str | None,
+        Meta(description="what the engine stands in for: the times are not the device's"),
+    ] = None
+    accuracy: Annotated[Accuracy | None, Meta(description="of the variant's own record")] = None
+    measured_at: Annotated[str, Meta(description="when it ended, ISO 8601, UTC")]
+    imported_from: Annotated[
+        str | None, Meta(description="the file that it came in; null: measured here")
+    ] = None
+    generator: Annotated[str, Meta(description="what made the load")]
+    cold_start_s: Annotated[
+        float | None,
+        Meta(description="from the server's command to `ready`, the median of `cold_starts_s`"),
+    ] = None
+    cold_starts_s: Annotated[
+        tuple[float, ...],
+        Meta(description="each start of a new process; files may be in the system's cache"),
+    ] = ()
+    memory_bytes: Annotated[
+        int | None, Meta(description="resident memory of the server when it is ready")
+    ] = None
+    memory_peak_bytes: Annotated[
+        int | None, Meta(description="the most that it had, after all scenarios")
+    ] = None
+    machine: Annotated[Machine, Meta(description="where, and its load before the run")]
+    scenarios: Annotated[tuple[ScenarioFigures, ...], Meta(description="in the order of the run")]
+    stable: Annotated[
+        bool, Meta(description="the last three windows of all figures agree, without a failure")
+    ]
+    doubts: Annotated[
+        tuple[str, ...],
+        Meta(description="what speaks against the figures: those unstable, a busy machine"),
+    ] = ()
+    unmeasured: Annotated[
+        dict[str, str], Meta(description="a field that is null -> why it was not measured")
+    ] = {}
+    note: Annotated[str, Meta(description="what these figures are not")] = NOTE
 
-
-def _row(name: str, found: ScenarioFigures) -> tuple[str, ...]:
-    figures = [found.engine, found.server, found.native]
-    engine, server, native = (_median(each) for each in figures)
-    known = [each for each in figures if each is not None]
-    unstable = next((each for each in known if not each.stable), found.engine)
-    return (
-        *(name, found.scenario, engine, server, milliseconds(found.overhead_ms), native),
-        "-" if found.speedup is None else f"{found.speedup.ratio:.2f}x",
-        *("-" if each is None else f"{each.throughput:.0f}" for each in figures),
-        verdict(unstable),
-    )
-
-
-def _median(figures: Figures | None) -> str:
-    return milliseconds(figures.latency.p50_ms if figures and figures.latency else None)
-
-
-def _failures(records: Mapping[str, BenchRecord]) -> Iterable[tuple[str, str]]:
-    for name, record in records.items():
-        for each in record.scenarios:
-            for what, count in each.server.failures.items():
-                yield name, f"{each.scenario}: {count} x {what}"
+    @property
+    def id(self) -> str:
+        """The variant as people write it: `kws/cpu-int8`."""
+        return f"{self.recipe}/{self.variant}"

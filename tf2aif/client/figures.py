@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .load import Nanoseconds, Scenario, Window
 
@@ -18,37 +19,41 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 class Latency(Struct, frozen=True, kw_only=True):
     """Of queries, milliseconds. A percentile with no query beyond it is None."""
 
-    mean_ms: float
-    min_ms: float
-    max_ms: float
-    p50_ms: float | None
-    p90_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-    p99_9_ms: float | None
+    mean_ms: Annotated[float, Meta(description="of all queries")]
+    min_ms: Annotated[float, Meta(description="of the fastest query")]
+    max_ms: Annotated[float, Meta(description="of the slowest query")]
+    p50_ms: Annotated[float | None, Meta(description="the median")]
+    p90_ms: Annotated[float | None, Meta(description="1 in 10 is slower")]
+    p95_ms: Annotated[float | None, Meta(description="1 in 20 is slower")]
+    p99_ms: Annotated[float | None, Meta(description="1 in 100 is slower")]
+    p99_9_ms: Annotated[float | None, Meta(description="1 in 1000 is slower")]
 
 
 class WindowFigures(Struct, frozen=True, kw_only=True):
     """One window in short."""
 
-    p50_ms: float
-    throughput: float  # samples a second
-    queries: int
-    errors: int
+    p50_ms: Annotated[float, Meta(description="the median latency of its queries")]
+    throughput: Annotated[float, Meta(description="samples a second")]
+    queries: Annotated[int, Meta(description="that were answered")]
+    errors: Annotated[int, Meta(description="requests that failed")]
 
 
 class Figures(Struct, frozen=True, kw_only=True):
     """One subject in one scenario: over the last three windows, whether they agree or not."""
 
-    scenario: Scenario
-    stable: bool  # the last three windows are within 10%, and no request failed in them
-    latency: Latency | None  # None: the scenario has none that says anything
-    throughput: float  # samples a second
-    queries: int
-    samples: int
-    errors: int  # requests, of all windows
-    failures: dict[str, int]  # what was wrong -> how many requests
-    windows: tuple[WindowFigures, ...]
+    scenario: Annotated[Scenario, Meta(description="of MLPerf LoadGen")]
+    stable: Annotated[
+        bool, Meta(description="the last three windows are within 10%, no request failed in them")
+    ]
+    latency: Annotated[
+        Latency | None, Meta(description="null: the scenario has none that says anything")
+    ]
+    throughput: Annotated[float, Meta(description="samples a second")]
+    queries: Annotated[int, Meta(description="in the last three windows")]
+    samples: Annotated[int, Meta(description="in the last three windows")]
+    errors: Annotated[int, Meta(description="requests that failed, of all windows")]
+    failures: Annotated[dict[str, int], Meta(description="what was wrong -> how many requests")]
+    windows: Annotated[tuple[WindowFigures, ...], Meta(description="all, in order")]
 
 
 def percentile(ordered: Nanoseconds, share: float) -> int:

@@ -6,31 +6,48 @@ import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+from ..engines.nvidia import read_machine
 
 
 class Machine(Struct, frozen=True, kw_only=True):
     """What a figure depends on besides what was measured."""
 
-    cpu: str
-    architecture: str
-    cores: int  # that this process may use
-    governor: str | None  # of the processor's frequency; None: not to be read here
-    memory_bytes: int
-    system: str
-    kernel: str
-    python: str
-    load_average: tuple[float, float, float]  # of 1, 5 and 15 minutes, when it was looked at
+    cpu: Annotated[str, Meta(description="the processor's name, or its board's")]
+    architecture: Annotated[str, Meta(description="such as x86_64 or aarch64")]
+    cores: Annotated[int, Meta(description="that the process may use")]
+    governor: Annotated[
+        str | None, Meta(description="of the processor's frequency; null: not to be read there")
+    ]
+    gpu: Annotated[
+        str | None, Meta(description="the one that a process uses by itself; null: none is seen")
+    ] = None
+    driver: Annotated[str | None, Meta(description="of the GPU")] = None
+    power_mode: Annotated[str | None, Meta(description="of a Jetson, as nvpmodel has it")] = None
+    memory_bytes: Annotated[int, Meta(description="of the whole machine")]
+    system: Annotated[str, Meta(description="the operating system")]
+    kernel: Annotated[str, Meta(description="its version")]
+    python: Annotated[str, Meta(description="its version")]
+    load_average: Annotated[
+        tuple[float, float, float],
+        Meta(description="of 1, 5 and 15 minutes, when it was looked at"),
+    ]
 
 
 def this_machine() -> Machine:
     """The machine that this runs on, and its load now."""
+    nvidia = read_machine()
     return Machine(
         cpu=_cpu(),
         architecture=platform.machine(),
         cores=len(os.sched_getaffinity(0)),
         governor=_first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        gpu=nvidia.gpu.name if nvidia.gpu else None,
+        driver=nvidia.driver or None,
+        power_mode=(nvidia.jetson.power_mode or None) if nvidia.jetson else None,
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         system=_system(),
         kernel=platform.release(),
@@ -42,9 +59,10 @@ def this_machine() -> Machine:
 def describe(machine: Machine) -> str:
     """The machine in one line."""
     governor = f", governor {machine.governor}" if machine.governor else ""
+    gpu = f", {machine.gpu}" if machine.gpu else ""
     return (
-        f"{machine.cpu}, {machine.cores} cores{governor}, {machine.memory_bytes / 2**30:.1f} GiB, "
-        f"{machine.system}, load {machine.load_average[0]:.2f}"
+        f"{machine.cpu}, {machine.cores} cores{governor}{gpu}, "
+        f"{machine.memory_bytes / 2**30:.1f} GiB, {machine.system}, load {machine.load_average[0]:.2f}"
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 STAGES = ("queue", "preprocess", "inference", "postprocess", "request")
 _LINE = re.compile(
@@ -24,10 +25,10 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 class Stage(Struct, frozen=True, kw_only=True):
     """One stage of all requests between two looks at the metrics, milliseconds."""
 
-    count: int
-    mean_ms: float
-    p50_ms: float | None
-    p99_ms: float | None  # None: beyond the last bucket
+    count: Annotated[int, Meta(description="how often it was gone through")]
+    mean_ms: Annotated[float, Meta(description="of all of them")]
+    p50_ms: Annotated[float | None, Meta(description="null: beyond the last bucket")]
+    p99_ms: Annotated[float | None, Meta(description="null: beyond the last bucket")]
 
 
 class Histogram(Struct, frozen=True):
