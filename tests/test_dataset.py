@@ -470,9 +470,66 @@ def test_a_function_gives_samples_and_labels(project: Project) -> None:
     assert found.inputs["x"].shape == (4, 2, 3)
     assert found.labels.tolist() == [1, 2, 3, 4]
     assert project.run("data.py:named").inputs["x"].dtype == np.float32
-    assert "a single value" in project.fails("data.py:nothing")
-    assert "object" in project.fails("data.py:ragged")
     assert "returned a dict" in project.fails("data.py:named", "data.py:named")
+
+
+WRONG = {  # what a function returns -> the message, and the place after its file
+    "None": ("the function returned None, not an array", "f"),
+    "(x for x in [])": ("the function returned a generator, not an array", "f"),
+    "iter([np.ones((2, 3))])": ("the function returned a list_iterator, not an array", "f"),
+    "Path('x')": ("the function returned a PosixPath, not an array", "f"),
+    "3.5": ("a single value", "f"),
+    "'x.npy'": ("a single value", "f"),
+    "(np.ones((4, 2, 3)), np.ones(4))": ("what the function returned is no array", "f"),
+    "[[1.0], [1.0, 2.0]]": ("what the function returned is no array", "f"),
+    "np.array([[1], [1, 2]], dtype=object)": ("samples of dtype object cannot be used", "f"),
+    "np.array(['a', 'b'])": ("samples of dtype <U1 cannot be used", "f"),
+    "np.full((4, 2, 3), np.nan)": ("sample 0 holds NaN", "f"),
+    "np.stack([np.ones((2, 3)), np.full((2, 3), np.inf)])": ("sample 1 holds infinity", "f"),
+    "np.ones((0, 2, 3))": ("the evaluation set is empty", "f"),
+    "[]": ("the evaluation set is empty", "f"),
+    "{'x': np.ones((0, 2, 3))}": ("the evaluation set is empty", "f: x"),
+    "{}": ("the function returned an empty dict", "f"),
+    "{'X': np.ones((4, 2, 3))}": ("the model has no input 'X'", "f: X"),
+    "{'x': None}": ("the function returned None, not an array", "f: x"),
+    "{'x': np.ones((4, 2, 3)), 'y': np.ones(4)}": ("the model has no input 'y'", "f: y"),
+    "np.ones((4, 3, 2))": ("a sample has shape (3, 2), input 'x' wants (2, 3)", "f"),
+    "np.ones((2, 3))": ("a sample has shape (3,), input 'x' wants (2, 3)", "f"),
+}
+
+
+@pytest.mark.parametrize("returned", WRONG)
+def test_what_a_function_returns_wrongly_is_one_message(project: Project, returned: str) -> None:
+    message, place = WRONG[returned]
+    code = f"import numpy as np\nfrom pathlib import Path\ndef f():\n    return {returned}\n"
+    (project.folder / "data.py").write_text(code)
+    said = project.fails("data.py:f").splitlines()
+    assert said[0].startswith(f"error: {message}")
+    assert said[1] == f"   at: {project.folder}/data.py:{place}"
+
+
+def test_wrong_labels_and_arrays_of_several_inputs_are_one_message(project: Project) -> None:
+    project.model({"a": ("float32", (1, 2)), "b": ("float32", (1, 2))})
+    (project.folder / "data.py").write_text(
+        "import numpy as np\n"
+        "def pair(m=4, n=4):\n    return {'a': np.ones((m, 2)), 'b': np.ones((n, 2))}\n"
+        "def alone():\n    return np.ones((4, 2))\n"
+        "def half():\n    return {'a': np.ones((4, 2))}\n"
+        "def labels(n):\n    return np.full(n, np.nan) if n == 4 else np.arange(n)\n"
+    )
+    uneven = Data(function="data.py:pair", arguments={"m": 4, "n": 3})
+    assert "the numbers of samples differ: a 4, b 3" in project.fails(uneven)
+    assert "one sample array for a model with 2 inputs" in project.fails("data.py:alone")
+    assert "no samples for input b" in project.fails("data.py:half")
+    for count, message in (
+        (5, "the numbers of samples differ: a 4, b 4, labels 5"),
+        (0, "the array of labels is empty"),
+        (4, "sample 0 holds NaN"),
+    ):
+        labels = Data(function="data.py:labels", arguments={"n": count})
+        said = project.fails("data.py:pair", labels)
+        assert message in said
+        assert f"{project.folder}/data.py:labels" in said
 
 
 # Damage of any kind

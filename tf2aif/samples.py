@@ -10,7 +10,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,38 @@ def open_samples(path: Path, source: Source) -> Samples:
 
 
 def call_function(path: Path, source: Source) -> Samples | dict[str, Samples]:
-    """Call the function of a source: one array, or a dict of arrays by model input name."""
+    """Call the function of a source: one array, or a dict of arrays by model input name.
+
+    Raises StepFailed where it returns anything else; there may be no samples in what it returns.
+    """
     from .usercode import load_function
 
     name = str(source.function)
     at = f"{path}:{name}"
     made = load_function(path, name)(**source.arguments)
     if isinstance(made, Mapping):
-        return {
-            str(key): _from_array(np.asarray(value), f"{at}: {key}") for key, value in made.items()
-        }
-    return _from_array(np.asarray(made), at)
+        return {str(key): _returned(value, f"{at}: {key}") for key, value in made.items()}
+    return _returned(made, at)
+
+
+def _returned(made: object, at: str) -> Samples:
+    """What a user's function returned, as samples."""
+    hint = "return a numpy array with samples along axis 0, or a dict of them by model input name"
+    if isinstance(made, Iterator):
+        raise StepFailed(f"the function returned {_kind(made)}, not an array", at=at, hint=hint)
+    try:
+        values = np.asarray(made)
+    except (ValueError, TypeError) as error:
+        message = f"what the function returned is no array: {str(error).partition('.')[0]}"
+        more = "samples of unequal shape, or samples and labels together, are none"
+        raise StepFailed(message, at=at, hint=f"{hint}; {more}") from error
+    if values.dtype.kind == "O" and not values.ndim:
+        raise StepFailed(f"the function returned {_kind(made)}, not an array", at=at, hint=hint)
+    return _from_array(values, at)
+
+
+def _kind(made: object) -> str:
+    return "None" if made is None else f"a {type(made).__name__}"
 
 
 def inspect(path: Path, source: Source) -> Header | list[Fault]:

@@ -29,6 +29,7 @@ INPUTS = ("model",)
 RANDOM_SAMPLES = 32  # drawn where the recipe does not say how many
 HOOKS = "hooks"  # the key in Job.inputs of the service's hooks, which prepare evaluation samples
 HOOK_BATCH = 32
+_EMPTY = "return one sample at least, along axis 0; is what the function reads there, and filled?"
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,7 +94,7 @@ def _write_chosen(job: Job, specs: Sequence[TensorSpec], options: Options) -> in
     prepared, indices = opened, chosen
     if HOOKS in job.inputs:
         prepared, indices = _prepare(job.inputs[HOOKS], opened, chosen), list(range(len(chosen)))
-        _check_names(list(prepared), names)
+        _check_names(prepared, names)
     for index, spec in enumerate(specs):
         write_samples(job.out / f"x{index}.npy", prepared[spec.name], indices, spec)
     if labels is not None:
@@ -116,7 +117,7 @@ def _open_inputs(
     if set(opened) == {""} and len(names) == 1:
         return {names[0]: opened[""]}
     if HOOKS not in job.inputs:  # `preprocess` may take other names than the model
-        _check_names(list(opened), names)
+        _check_names(opened, names)
     return opened
 
 
@@ -141,17 +142,25 @@ def _prepare(
     }
 
 
-def _open(job: Job, source: Source) -> Samples | dict[str, Samples]:
+def _open(job: Job, source: Source, what: str = "") -> Samples | dict[str, Samples]:
     from ..samples import call_function, open_samples
 
     path = job.inputs[source.input]
-    return (
-        call_function(path, source) if source.format == "function" else open_samples(path, source)
-    )
+    if source.format != "function":
+        return open_samples(path, source)
+    made = call_function(path, source)
+    at = f"{path}:{source.function}"
+    if made == {}:
+        raise StepFailed("the function returned an empty dict", at=at, hint=_EMPTY)
+    for samples in made.values() if isinstance(made, dict) else [made]:
+        if not samples.count:
+            what = what or f"{job.kind} set"
+            raise StepFailed(f"the {what} is empty", at=samples.at, hint=_EMPTY)
+    return made
 
 
 def _open_labels(job: Job, source: Source) -> Samples:
-    made = _open(job, source)
+    made = _open(job, source, "array of labels")
     if isinstance(made, dict):
         raise StepFailed(
             "the labels' function returned a dict",
@@ -161,27 +170,31 @@ def _open_labels(job: Job, source: Source) -> Samples:
     return made
 
 
-def _check_names(given: Sequence[str], names: Sequence[str]) -> None:
+def _check_names(given: Mapping[str, Samples], names: Sequence[str]) -> None:
     wanted = f"the model's inputs are: {', '.join(names)}"
     if "" in given:
         raise StepFailed(
             f"one sample array for a model with {len(names)} inputs",
-            hint=f"give `inputs:`; {wanted}",
+            at=given[""].at,
+            hint=f"give `inputs:`, or return a dict of arrays; {wanted}",
         )
-    for name in given:
+    for name, samples in given.items():
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean '{near[0]}'?" if near else wanted
-            raise StepFailed(f"the model has no input '{name}'", hint=hint)
+            raise StepFailed(f"the model has no input '{name}'", at=samples.at, hint=hint)
     missing = [name for name in names if name not in given]
     if missing:
-        raise StepFailed(f"no samples for input {', '.join(missing)}", hint=wanted)
+        at = next((samples.at for samples in given.values()), "")
+        raise StepFailed(f"no samples for input {', '.join(missing)}", at=at, hint=wanted)
 
 
 def _check_counts(opened: Mapping[str, Samples]) -> None:
     if len({samples.count for samples in opened.values()}) > 1:
         counts = ", ".join(f"{name} {samples.count}" for name, samples in opened.items())
-        raise StepFailed(f"the numbers of samples differ: {counts}")
+        places = ", ".join(dict.fromkeys(samples.at for samples in opened.values() if samples.at))
+        hint = "every input, and the labels, need one entry a sample along axis 0"
+        raise StepFailed(f"the numbers of samples differ: {counts}", at=places, hint=hint)
 
 
 def _align(names: Sequence[str], labels: Samples) -> list[int]:
