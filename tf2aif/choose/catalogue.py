@@ -31,7 +31,7 @@ class MeasuredOn(Struct, frozen=True, kw_only=True):
     platform: Annotated[str, Meta(description="as OCI names it, such as linux/amd64")]
     cpu: Annotated[str, Meta(description="the model of its processor")]
     cores: Annotated[int, Meta(ge=1, description="that the measurement could use")]
-    gpu: Annotated[str | None, Meta(description="the model of its GPU; null: none was used")] = None
+    gpu: Annotated[str | None, Meta(description="the model of its GPU; null: none was seen")] = None
     governor: Annotated[
         str | None, Meta(description="of the processor's frequency; null: not to be read there")
     ] = None
@@ -102,6 +102,9 @@ class Measurement(Struct, frozen=True, kw_only=True):
         bool | None,
         Meta(description="whether repeated windows agreed; null: it was not looked at"),
     ] = None
+    doubts: Annotated[
+        tuple[str, ...], Meta(description="what else speaks against it, such as a busy machine")
+    ] = ()
     emulates: Annotated[
         str | None,
         Meta(description="what the engine stood in for: its times are not the device's"),

@@ -16,6 +16,8 @@ from ..spec.target import Platform
 
 ARCH = "kubernetes.io/arch"
 OS = "kubernetes.io/os"
+GPU = "nvidia.com/gpu"
+GPU_PRESENT = "nvidia.com/gpu.present"
 GPU_PRODUCT = "nvidia.com/gpu.product"
 _ARCHITECTURES = {"arm/v7": "arm"}  # where Kubernetes names it in another way than OCI
 
@@ -55,7 +57,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     labels: Annotated[
         dict[str, str],
         Meta(
-            description="labels, as Kubernetes names them; its platform's are there by themselves"
+            description="labels, as Kubernetes names them; those of its platform and GPU are known"
         ),
     ] = {}
     resources: Annotated[
@@ -89,9 +91,14 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def all_labels(self) -> dict[str, str]:
-        """Its labels with those that Kubernetes sets from its platform."""
+        """Its labels with those that a cluster sets from its platform and its GPU."""
         system, _, machine = self.platform.partition("/")
-        return {OS: system, ARCH: _ARCHITECTURES.get(machine, machine), **self.labels}
+        found = {OS: system, ARCH: _ARCHITECTURES.get(machine, machine)}
+        if self.resources.get(GPU):
+            found[GPU_PRESENT] = "true"
+        if self.gpu:
+            found[GPU_PRODUCT] = self.gpu.replace(" ", "-")
+        return {**found, **self.labels}
 
     @property
     def gpu_model(self) -> str | None:

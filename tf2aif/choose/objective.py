@@ -107,6 +107,7 @@ LATENCY = "latency"
 
 _WRITTEN = re.compile(r"\s*([^<>=≤≥:\s]+)\s*(<=|>=|=<|=>|≤|≥|<|>|==?|:)\s*(.*?)\s*")
 _VALUE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(.*)")
+_BETTER = {"less": "a smaller", "more": "a larger"}
 _AT_MOST = frozenset({"<=", "=<", "≤", "<"})
 _AT_LEAST = frozenset({">=", "=>", "≥", ">"})
 
@@ -193,7 +194,7 @@ def parse_goal(name: str, better: Better, at: str = "") -> str:
     quantity = QUANTITIES["p50"] if name == LATENCY else _quantity(name, at, limit=False)
     if quantity.better != better:
         other = "maximise" if quantity.better == "more" else "minimise"
-        message = f"{quantity.better} {name} is better"
+        message = f"{_BETTER[quantity.better]} {name} is better"
         raise _fault(message, f"--{other} {name}", at)
     return LATENCY if name == LATENCY else quantity.name
 
@@ -246,7 +247,8 @@ def _check_sign(quantity: Quantity, sign: str, written: str, at: str) -> None:
     if sign not in _AT_MOST | _AT_LEAST:
         raise _fault(f"'{sign}' is no limit", f"'{quantity.name}{right}{written}'", at)
     if (sign in _AT_MOST) != (quantity.better == "less"):
-        message = f"{quantity.better} {quantity.name} is better, so '{sign}' asks for nothing good"
+        better = f"{_BETTER[quantity.better]} {quantity.name}"
+        message = f"{better} is better, so '{sign}' asks for nothing good"
         raise _fault(message, f"'{quantity.name}{right}{written}'", at)
 
 
@@ -268,8 +270,6 @@ def _value(quantity: Quantity, written: str, text: str, at: str) -> float:
     value = float(number) * (quantity.units[unit] if unit else 1.0)
     if not math.isfinite(value):
         raise _fault(f"'{written}' is too large", f"such as {example}", at)
-    if quantity.name == "accuracy" and value > 1 and not unit:
-        raise _fault(f"an accuracy of {written}?", f"{written}% or a share of 1, such as 0.9", at)
     return value
 
 
