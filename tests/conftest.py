@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from project import UserProject, write_digits_data, write_model
 
 from tf2aif.workers import Workers
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and so all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Builds of other rooms' tests end before the images, which fetch packages; ours ask for them.
 os.environ["TF2AIF_IMAGES"] = "no"

@@ -129,10 +129,10 @@ def test_the_readme_has_two_commands_that_set_all_up() -> None:
     demo, tests = fenced(README, "sh")
     start = ["python3 -m venv .venv", ". .venv/bin/activate"]
     assert demo.strip().split(" && ") == [
-        *start, "pip install '.[demo]' -c constraints.txt", "tf2aif build",
+        *start, "pip install '.[demo]' -c constraints.txt", "tf2aif build recipes/digits.yaml",
     ]  # fmt: skip
     assert tests.strip().split(" && ") == [
-        *start, "pip install '.[test]' -c constraints.txt", "pytest",
+        *start, "pip install '.[test]' -c constraints.txt", "pytest -n logical",
     ]  # fmt: skip
     assert {"demo", "test"} <= set(PROJECT["optional-dependencies"])
 

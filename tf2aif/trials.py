@@ -25,6 +25,13 @@ def trials_folder() -> Path:
     return Path(os.environ.get(VARIABLE) or "trials")
 
 
+def kept_trials() -> str:
+    """Where a build has its steps keep them: beside the store, if no variable names a folder."""
+    from .store import default_root
+
+    return os.environ.get(VARIABLE) or str(default_root() / "trials")
+
+
 class Trials:
     """The trials of one search. `base` is all that they have in common: digests, versions."""
 

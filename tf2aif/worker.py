@@ -40,7 +40,7 @@ from .toolchains import (
 from .toolchains.installed import loaded, locked
 from .toolchains.places import Place
 from .trials import VARIABLE as TRIALS
-from .trials import trials_folder
+from .trials import kept_trials, trials_folder
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +74,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     request: Request
     log: str
     scratch: str
+    trials: str
+    """Where searches keep their trials: of the task, not of the process, which serves any build."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,7 +284,7 @@ def serve(requests: int, replies: int, lifeline: int) -> None:
     with open(requests, "rb") as lines:
         for line in lines:
             task = msgspec.json.decode(line, type=Task)
-            with _printing_to(task.log), _working_in(task.scratch):
+            with _printing_to(task.log), _working_in(task.scratch, task.trials):
                 worker = worker or Worker(task.request.toolchain)
                 reply = worker.run(task.request)
                 if os.getpid() != process:
@@ -327,9 +329,10 @@ def _redirect(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _working_in(scratch: str) -> Iterator[None]:
+def _working_in(scratch: str, trials: str) -> Iterator[None]:
     """The step works in the scratch folder, and temporary files go there too."""
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
+    os.environ[TRIALS] = trials
     os.chdir(scratch)
     try:
         yield
@@ -345,10 +348,7 @@ def _write(fd: int, data: bytes) -> None:
 
 def worker_command(request: Request) -> tuple[list[str], dict[str, str]]:
     """The command and the whole environment that start a worker for a request."""
-    from .store import default_root
-
     environment = child_environment(request.environment)
-    environment.setdefault(TRIALS, str(default_root() / "trials"))
     given = environment.get("PYTHONPATH", "").split(os.pathsep)
     paths = (*given, *search_path(request.toolchain, request.place))
     if path := os.pathsep.join(dict.fromkeys(p for p in paths if p)):
@@ -364,7 +364,10 @@ def run_by_hand(request: Request) -> int:
         trip = Trip(way, Path("/dev/stderr"))
         reply = run_elsewhere(trip, way, request, timeout_s=None, memory_mb=None)
     else:
-        with tempfile.TemporaryDirectory(prefix="tf2aif-") as scratch, _working_in(scratch):
+        with (
+            tempfile.TemporaryDirectory(prefix="tf2aif-") as scratch,
+            _working_in(scratch, kept_trials()),
+        ):
             reply = Worker(request.toolchain).run(request)
     if failure := reply.failure:
         error = StepFailed(f"{request.step}: {failure.message}", at=failure.at, hint=failure.hint)

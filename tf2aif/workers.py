@@ -32,6 +32,7 @@ from .observed import current_value
 from .postmortem import cause_of_death, command_by_hand, full_message, oom_kills
 from .processes import tree_memory_mb
 from .toolchains import Making, prepare, route
+from .trials import kept_trials
 from .worker import Failure, Reply, Request, Task, failed_reply, worker_command
 
 if TYPE_CHECKING:
@@ -132,7 +133,9 @@ class Workers:
         """Have a worker on this machine run it."""
         oom_before = oom_kills()
         with _scratch() as scratch, self._process(request, log, memory_mb) as process:
-            task = Task(request=request, log=str(log.absolute()), scratch=scratch)
+            task = Task(
+                request=request, log=str(log.absolute()), scratch=scratch, trials=kept_trials()
+            )
             try:
                 reply = process.perform(task, timeout_s, memory_mb)
             except _Died as died:
