@@ -50,9 +50,11 @@ class Build:
         workspace: Workspace,
         recipes: Iterable[LoadedRecipe] = (),
         workers: Workers | None = None,
+        left_out: Iterable[LoadedRecipe] = (),
     ) -> None:
         self.graph = graph
         self.recipes = tuple(recipes)
+        self.left_out = tuple(left_out)
         self.workspace = workspace
         self.workers = workers or Workers()
         self.missing = _missing(graph, workspace)
@@ -89,7 +91,7 @@ class Build:
             platform=this_platform(),
             images=find_inputs(project) if images else None,
         )
-        return cls(graph, Workspace(project), loaded.recipes, workers)
+        return cls(graph, Workspace(project), loaded.recipes, workers, loaded.left_out)
 
     def check(self) -> None:
         """Look at the files of each recipe that has something to run, before TensorFlow is loaded.

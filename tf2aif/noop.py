@@ -73,6 +73,7 @@ def watched(build: Build, recipes: Iterable[str]) -> list[str]:
     package = os.path.dirname(__file__)
     paths = [*recipes, str(space.project / "targets"), str(space.project / "recipes"), package]
     paths += [str(space.project / "locks"), *config_files(space.project, space.config)]
+    paths += [str(one.resolve(need)) for one in build.left_out for need in one.lacking()]
     for step in build.graph.steps.values():
         made = space.made(step.id)
         paths += [*step.files.values(), str(space.artifact(step))]

@@ -22,6 +22,7 @@ from .load import (
     duplicate_names,
     load_recipe,
     load_target,
+    named_files,
     read_files,
     shown,
     yaml_below,
@@ -58,6 +59,10 @@ def check(paths: Sequence[Path], project: Path) -> list[Fault]:
         except FilesError as error:
             faults += error.faults
     faults += duplicate_names(recipes)
+    named = named_files(there)
+    for loaded in recipes:
+        if loaded.path.resolve() in named:
+            faults += loaded.need_faults()
     faults += check_files(Files(tuple(recipes), targets, files.broken))
     if not paths:
         faults += _settings_faults(project)
@@ -67,7 +72,7 @@ def check(paths: Sequence[Path], project: Path) -> list[Fault]:
     if not faults:
         from ..hook_trial import try_hooks
 
-        faults += try_hooks(recipes)
+        faults += try_hooks([one for one in recipes if not one.lacking()])
     return in_order(faults)
 
 
@@ -75,7 +80,8 @@ def check_files(files: Files) -> list[Fault]:
     """All faults between files that could be read, and of what they name."""
     faults = reference_faults(files)
     for loaded in files.recipes:
-        faults += recipe_file_faults(loaded)
+        if not loaded.lacking():  # it is left out, or what it needs is a fault already
+            faults += recipe_file_faults(loaded)
     return in_order(faults)
 
 

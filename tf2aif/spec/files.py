@@ -14,7 +14,7 @@ _FROM = "paths are relative to the recipe's own folder"
 
 def resolve(loaded: LoadedRecipe, written: str) -> Path:
     """A path as a recipe writes it: from the recipe's own folder."""
-    return Path(os.path.normpath(loaded.folder / Path(written).expanduser()))
+    return loaded.resolve(written)
 
 
 def missing_file(loaded: LoadedRecipe, written: str, at: str) -> list[Fault]:

@@ -6,6 +6,7 @@ is wrong.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from .target import StepUse, Target
 
 ENDINGS = (".yaml", ".yml")
 INIT = "`tf2aif init MODEL` writes a recipe for a model"
+PUT_THERE = "put it there, or build the folder: recipes that lack something are left out of that"
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
@@ -38,6 +40,21 @@ class LoadedRecipe(msgspec.Struct, frozen=True, kw_only=True):
     def at(self, *key: str | int) -> str:
         """Where a key stands, as faults say it: `recipes/kws.yaml:3: model.path`."""
         return self.document.at(key)
+
+    def resolve(self, written: str) -> Path:
+        """A path as the recipe writes it: from the recipe's own folder."""
+        return Path(os.path.normpath(self.folder / Path(written).expanduser()))
+
+    def lacking(self) -> tuple[str, ...]:
+        """What the recipe needs and is not there, as it is written."""
+        return tuple(one for one in self.recipe.needs if not self.resolve(one).exists())
+
+    def need_faults(self) -> Iterator[Fault]:
+        """A fault for each thing that the recipe needs and is not there."""
+        for index, written in enumerate(self.recipe.needs):
+            if not self.resolve(written).exists():
+                what = f"recipe '{self.name}' needs '{written}', which is not there"
+                yield Fault(what, self.at("needs", index), PUT_THERE)
 
 
 class LoadedTarget(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +76,8 @@ class Project(msgspec.Struct, frozen=True):
 
     recipes: tuple[LoadedRecipe, ...]
     targets: dict[str, Target]
+    left_out: tuple[LoadedRecipe, ...] = ()
+    """Recipes of a folder that need what is not there."""
 
 
 def load_project(recipe_paths: Sequence[Path], project: Path) -> Project:
@@ -74,7 +93,8 @@ def load_project(recipe_paths: Sequence[Path], project: Path) -> Project:
     faults += reference_faults(files)
     if faults:
         raise FilesError(faults)
-    return Project(files.recipes, {one.name: one.target for one in files.targets.values()})
+    targets = {one.name: one.target for one in files.targets.values()}
+    return Project(files.recipes, targets, files.left_out)
 
 
 class Files(msgspec.Struct, frozen=True):
@@ -84,21 +104,34 @@ class Files(msgspec.Struct, frozen=True):
     targets: dict[str, LoadedTarget]
     broken: frozenset[str] = frozenset()
     """Names of targets whose files are wrong: a recipe that asks for them is not."""
+    left_out: tuple[LoadedRecipe, ...] = ()
 
 
 def read_files(recipe_paths: Sequence[Path], project: Path) -> tuple[Files, list[Fault]]:
     """Read recipes and targets; what cannot be read becomes faults."""
     faults: list[Fault] = []
     targets, broken = _read_targets(project, faults)
-    recipes = []
+    recipes, left_out = [], []
+    named = named_files(recipe_paths)
     for path in _recipe_files(recipe_paths, project, faults):
         try:
-            recipes.append(load_recipe(path, shown(path, project)))
+            loaded = load_recipe(path, shown(path, project))
         except FilesError as error:
             faults += error.faults
-    files = Files(tuple(recipes), targets, frozenset(broken))
+            continue
+        if loaded.lacking() and path.resolve() not in named:
+            left_out.append(loaded)
+            continue
+        recipes.append(loaded)
+        faults += loaded.need_faults()
+    files = Files(tuple(recipes), targets, frozenset(broken), tuple(left_out))
     faults += duplicate_names(files.recipes)
     return files, faults
+
+
+def named_files(paths: Iterable[Path]) -> frozenset[Path]:
+    """Of these paths the files: who names a recipe wants it, and not only what can be built."""
+    return frozenset(path.resolve() for path in paths if path.is_file())
 
 
 def load_recipe(path: Path, shown_as: str | None = None) -> LoadedRecipe:

@@ -190,6 +190,13 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Name | None, Meta(description="by default the file's name without its ending")
     ] = None
     description: Annotated[str, Meta(description="for people")] = ""
+    needs: Annotated[
+        list[str],
+        Meta(
+            description="files and folders without which the recipe is left out where it is found "
+            "in a folder of recipes; where it is named itself, their absence is an error"
+        ),
+    ] = []
     calibration: Annotated[
         Calibration | Literal["random"] | None,
         Meta(description="the calibration set; 'random' only for untrained models"),

@@ -1,0 +1,17 @@
+"""ResNet50 with random weights and a fitted last layer: the model of `resnet50.yaml`."""
+
+from random_features import fit_last_layer
+from scaled_digits import training
+
+SIDE = 224  # pixels
+
+
+def make(samples: int = 320):  # a Keras model
+    """ResNet50 (He et al., 2015): what is random and what is fitted, `random_features` says."""
+    import keras
+
+    model = keras.applications.ResNet50(
+        weights=None, input_shape=(SIDE, SIDE, 3), classes=10, classifier_activation="softmax"
+    )
+    fit_last_layer(model, *training(SIDE, samples))
+    return model

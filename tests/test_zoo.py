@@ -1,0 +1,224 @@
+"""The zoo: its recipes are right, their functions give what they say, and a recipe that lacks
+something is left out of a build, or told, where it was named."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from tf2aif.build import Build
+from tf2aif.errors import FilesError
+from tf2aif.graph import Graph, plan
+from tf2aif.noop import watched
+from tf2aif.oci.planning import find_inputs
+from tf2aif.snapshot import snapshot, unchanged
+from tf2aif.spec.check import check
+from tf2aif.spec.load import LoadedRecipe, Project, load_project
+from tf2aif.spec.recipe import Calibration, Evaluation
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+FOUR = ("digits", "mobilenet-v2", "resnet50", "inception-v3")
+FIVE = {"cpu", "cpu-openvino", "cpu-tf", "arm", "arm-tf"}
+LACKING = "needs: [../beside/data]\nmodel: {path: model}\ntargets: [cpu-tf]\n"
+WHOLE = "model: {function: model.py:build}\ntargets: [cpu-tf]\n"
+
+
+@pytest.fixture(scope="module")
+def zoo() -> Project:
+    """The recipes as a build of the folder takes them."""
+    return load_project([RECIPES], ROOT)
+
+
+@pytest.fixture(scope="module")
+def graph(zoo: Project) -> Graph:
+    """All steps, images included."""
+    return plan(zoo.recipes, zoo.targets, platform="linux/amd64", images=find_inputs(ROOT))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> Iterator[None]:
+    """The modules beside the recipes can be imported, as in a step that runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(RECIPES)
+        yield
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+# The recipes.
+
+
+def test_the_zoo_has_no_faults() -> None:
+    assert check([RECIPES], ROOT) == []
+
+
+def test_four_models_for_five_targets_are_twenty_variants_with_images(graph: Graph) -> None:
+    chosen = [v for v in graph.variants.values() if v.recipe in FOUR and v.target in FIVE]
+    assert {(v.recipe, v.target) for v in chosen} == {(r, t) for r in FOUR for t in FIVE}
+    assert len(chosen) >= 20
+    assert all(v.image for v in chosen)
+
+
+def test_every_model_is_for_five_targets_and_is_gated(zoo: Project, graph: Graph) -> None:
+    assert {*FOUR, "unet"} <= {one.name for one in zoo.recipes}
+    for loaded in zoo.recipes:
+        variants = [v for v in graph.variants.values() if v.recipe == loaded.name]
+        assert {v.target for v in variants} >= FIVE, loaded.name
+        assert all(0 < v.allowed_drop <= 0.05 for v in variants), loaded.name
+        assert loaded.recipe.evaluation is not None
+        assert loaded.recipe.evaluation.labels
+
+
+def test_keyword_spotting_is_there_where_its_folder_is(zoo: Project) -> None:
+    beside = (ROOT.parent / "shared" / "kws").exists()
+    assert ("kws" in {one.name for one in zoo.recipes}) == beside
+    assert ("kws" in {one.name for one in zoo.left_out}) != beside
+
+
+def test_a_recipe_says_that_its_weights_are_random(zoo: Project) -> None:
+    for loaded in zoo.recipes:
+        code = loaded.recipe.model.function
+        text = (RECIPES / code.partition(":")[0]).read_text(encoding="utf-8") if code else ""
+        drawn = "random_features" in text
+        assert drawn == ("random weights" in loaded.recipe.description), loaded.name
+
+
+# Their data.
+
+
+def samples(loaded: LoadedRecipe, spec: Calibration | Evaluation, what: str = "data") -> Any:
+    """What the recipe's own function gives, with the recipe's own arguments."""
+    data = getattr(spec, what)
+    function, arguments = (data, {}) if isinstance(data, str) else (data.function, data.arguments)
+    file, _, name = function.partition(":")
+    return getattr(module(file.removesuffix(".py")), name)(**arguments)
+
+
+@pytest.mark.parametrize("name", [*FOUR, "unet"])
+def test_sets_go_together(zoo: Project, name: str) -> None:
+    loaded = next(one for one in zoo.recipes if one.name == name)
+    calibration, evaluation = loaded.recipe.calibration, loaded.recipe.evaluation
+    assert isinstance(calibration, Calibration)
+    assert evaluation is not None
+    x, y = samples(loaded, evaluation), samples(loaded, evaluation, "labels")
+    ranges = samples(loaded, calibration)
+    assert x.dtype == ranges.dtype == np.float32
+    assert x.shape[1:] == ranges.shape[1:]
+    assert len(x) == len(y)
+    assert y.dtype.kind in "iu"
+    assert set(np.unique(y)) >= set(range(10)), "a class has no sample"
+    low = -1 if x.shape[-1] == 3 else 0
+    assert low <= x.min() < x.max() <= 1
+    # Nothing is judged on what gave the ranges.
+    assert not {each.tobytes() for each in x} & {each.tobytes() for each in ranges}
+
+
+def test_images_are_resized_between_the_centres_of_pixels() -> None:
+    resized = module("scaled_digits").resized
+    images = module("scaled_digits").digits()[0][:3]
+    assert np.array_equal(resized(images, 8), images)
+    assert np.allclose(resized(np.full((1, 8, 8), 0.25, np.float32), 30), 0.25)
+    ramp = np.tile(np.arange(8, dtype=np.float32), (1, 8, 1))
+    twice = resized(ramp, 16)[0, 0]
+    assert twice[:4].tolist() == [0.0, 0.25, 0.75, 1.25]
+    assert twice[-1] == 7.0
+
+
+def test_pages_label_the_ink_of_their_digits() -> None:
+    unet = module("unet")
+    pages, labels = unet.held_out(6), unet.held_out_labels(6)
+    assert pages.shape == (6, 64, 64, 1)
+    assert labels.shape == (6, 64, 64)
+    assert np.array_equal(pages, unet.held_out(6)), "pages are drawn anew at each call"
+    written = labels != unet.BACKGROUND
+    assert 0.02 < written.mean() < 0.4
+    assert pages[..., 0][written].min() > unet.INK
+    # Strokes are as dark as digits: brightness alone does not tell.
+    assert (pages[..., 0][~written] > unet.INK).mean() > 0.01
+
+
+def test_the_last_layer_is_fitted_by_ridge_regression() -> None:
+    features = np.random.default_rng(0).normal(3, 2, (40, 200))
+    wanted = np.eye(4)[np.arange(40) % 4]
+    weights, bias = module("random_features").ridge(features, wanted)
+    found = features @ weights + bias
+    assert (found.argmax(1) == wanted.argmax(1)).all()
+    # The normal equations of the penalised problem hold.
+    centred = features - features.mean(0)
+    penalty = module("random_features").RIDGE * np.trace(centred @ centred.T) / 40
+    left = centred.T @ (centred @ weights - (wanted - wanted.mean(0))) + penalty * weights
+    assert np.abs(left).max() < 1e-8
+
+
+# What a recipe cannot do without.
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a recipe that is whole and one that lacks something."""
+    folder = tmp_path / "project" / "recipes"
+    folder.mkdir(parents=True)
+    (folder / "lacking.yaml").write_text(LACKING)
+    (folder / "whole.yaml").write_text(WHOLE)
+    (folder / "model.py").write_text("def build():\n    return None\n")
+    return tmp_path / "project"
+
+
+def names(recipes: tuple[LoadedRecipe, ...]) -> list[str]:
+    return [one.name for one in recipes]
+
+
+def test_a_recipe_of_a_folder_is_left_out_where_it_lacks_something(project: Path) -> None:
+    loaded = load_project([project / "recipes"], project)
+    assert names(loaded.recipes) == ["whole"]
+    assert names(loaded.left_out) == ["lacking"]
+    assert loaded.left_out[0].lacking() == ("../beside/data",)
+    assert check([], project) == []
+
+
+def test_it_is_built_once_that_is_there(project: Path) -> None:
+    (project / "beside" / "data").mkdir(parents=True)
+    loaded = load_project([project / "recipes"], project)
+    assert names(loaded.recipes) == ["lacking", "whole"]
+    assert not loaded.left_out
+    assert "no file or folder 'model'" in check([], project)[0].message  # it is looked at, too
+
+
+def test_who_names_the_recipe_is_told_what_it_lacks(project: Path) -> None:
+    named = project / "recipes" / "lacking.yaml"
+    with pytest.raises(FilesError) as caught:
+        load_project([project / "recipes", named], project)
+    (fault,) = caught.value.faults
+    assert fault.message == "recipe 'lacking' needs '../beside/data', which is not there"
+    assert fault.at == "recipes/lacking.yaml:1: needs[0]"
+    assert check([named], project) == [fault]
+
+
+def test_a_build_with_nothing_to_do_looks_whether_it_has_come(project: Path) -> None:
+    build = Build.load([project / "recipes"], project)
+    assert names(build.left_out) == ["lacking"]
+    paths = watched(build, [str(project / "recipes")])
+    before = snapshot(p for p in paths if p.startswith(str(project / "beside")))
+    build.close()
+    assert msgspec.json.decode(msgspec.json.encode(before)) == [
+        [str(project / "beside" / "data"), []]
+    ]
+    assert unchanged(before)
+    (project / "beside" / "data").mkdir(parents=True)
+    assert not unchanged(before)
+
+
+def test_a_fault_in_a_recipe_that_is_left_out_is_told_all_the_same(project: Path) -> None:
+    (project / "recipes" / "lacking.yaml").write_text(LACKING + "gate: {dorp: 1}\n")
+    with pytest.raises(FilesError, match="unknown key 'dorp'"):
+        load_project([project / "recipes"], project)
