@@ -61,22 +61,24 @@ def undeployable(variant: CatalogueVariant) -> str:
 
 
 def misfit(variant: CatalogueVariant, node: Node) -> str:
-    """Why that node cannot run it; empty where it can."""
+    """Why that node cannot run it, with the node as the subject; empty where it can.
+
+    Such as `lacks nvidia.com/gpu`.
+    """
     if variant.platform != node.platform:
-        return f"it is for {variant.platform}, the node is {node.platform}"
+        return f"is {node.platform}, not {variant.platform}"
     labels, wanted = node.all_labels, variant.requires
     for name, count in wanted.resources.items():
         held = resource_count(name, node.resources)
         if held < count:
-            what = f"{count} of {name}" if held else name
-            return f"the node has no {what}" if not held else f"the node has {held}, not {what}"
+            return f"has {held} of {name}, not {count}" if held else f"lacks {name}"
     for label, value in wanted.labels.items():
         if label not in labels:
-            return f"the node has no label {label}={value}"
+            return f"lacks the label {label}={value}"
         if labels[label] != value:
-            return f"label {label} of the node is {labels[label]}, not {value}"
+            return f"has the label {label}={labels[label]}, not {value}"
     if wanted.memory_mb and node.memory_mb is not None and wanted.memory_mb > node.memory_mb:
-        return f"it needs {wanted.memory_mb:.0f} MiB, the node has {node.memory_mb}"
+        return f"has {node.memory_mb} MiB of memory, not {wanted.memory_mb:.0f}"
     return ""
 
 
@@ -126,10 +128,12 @@ def find_figure(
         value = _of_variant(name, variant)
         return value if isinstance(value, str) else Figure(quantity=name, value=value)
     if node is None:
-        return "no node is known"
+        return f"its {name} holds on a node, and none is known"
     if quantity.kind == "node":
         cost = node.cost_per_hour
-        return "the node says no cost" if cost is None else Figure(quantity=name, value=cost)
+        return (
+            "the node does not say its cost" if cost is None else Figure(quantity=name, value=cost)
+        )
     return _of_measurements(name, variant, node, conditions)
 
 
@@ -191,7 +195,7 @@ def _of_measurements(
     name: str, variant: CatalogueVariant, node: Node, conditions: Conditions
 ) -> Figure | str:
     reasons: dict[str, None] = {}
-    best: tuple[tuple[int, str], Measurement, float] | None = None
+    best: tuple[tuple[int, bool, str], Measurement, float] | None = None
     for measurement in variant.measurements:
         value = value_in(name, measurement) if _is_asked(name, measurement, conditions) else None
         if value is None:
@@ -202,7 +206,7 @@ def _of_measurements(
         if why:
             reasons.setdefault(why)
             continue
-        rank = (_TRUST[measurement.stable], measurement.measured_at or "")
+        rank = (*_trust(measurement), measurement.measured_at or "")
         if best is None or rank > best[0]:
             best = rank, measurement, value
     if best:
@@ -214,7 +218,8 @@ def _of_measurements(
     return _unmeasured(name, variant, conditions, tuple(reasons))
 
 
-_TRUST = {True: 2, None: 1, False: 0}
+def _trust(measurement: Measurement) -> tuple[int, bool]:
+    return {True: 2, None: 1, False: 0}[measurement.stable], not measurement.doubts
 
 
 def _is_asked(name: str, measurement: Measurement, conditions: Conditions) -> bool:
