@@ -34,7 +34,7 @@ def test_build_prints_the_table(built: UserProject) -> None:
 def test_build_json_has_the_documented_shape(built: UserProject) -> None:
     report = json.loads(built.cli("build", "--json").stdout)
     assert set(report) == {
-        "variants", "failures", "missing", "ran", "restored", "fresh", "seconds",
+        "variants", "failures", "missing", "left_out", "ran", "restored", "fresh", "seconds",
     }  # fmt: skip
     record = report["variants"]["digits/arm-int8"]
     assert record["state"] == "built"

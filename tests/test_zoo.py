@@ -4,6 +4,9 @@ something is left out of a build, or told, where it was named."""
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -184,6 +187,17 @@ def test_a_recipe_of_a_folder_is_left_out_where_it_lacks_something(project: Path
     assert names(loaded.left_out) == ["lacking"]
     assert loaded.left_out[0].lacking() == ("../beside/data",)
     assert check([], project) == []
+
+
+def test_a_plan_says_in_a_line_what_was_left_out(project: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "tf2aif", "plan"],
+        cwd=project, env={**os.environ, "TF2AIF_CACHE": str(project / "cache")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stderr == "lacking is left out: it needs ../beside/data, not there\n"
+    assert "whole/native" in told.stdout
+    assert "lacking" not in told.stdout
 
 
 def test_it_is_built_once_that_is_there(project: Path) -> None:

@@ -206,6 +206,7 @@ def _build(arguments: argparse.Namespace) -> int:
     else:
         print(report["table"])
         print(_counted(report))
+        _tell_left_out(report["left_out"])
     return code
 
 
@@ -272,12 +273,23 @@ def _report(build: Build) -> dict[str, Any]:
         "variants": msgspec.to_builtins(records),
         "failures": {name: error.render() for name, error in build.failures.items()},
         "missing": {name: tool.what for name, tool in build.missing.items()},
+        "left_out": _left_out(build),
         "ran": build.count("ran"),
         "restored": build.count("restored"),
         "fresh": build.count("fresh"),
         "seconds": round(sum(result.wall_s for result in build.results.values()), 3),
         "table": variants_table(records.items()),
     }
+
+
+def _left_out(build: Build) -> dict[str, list[str]]:
+    """What each recipe lacks that was left out."""
+    return {one.name: list(one.lacking()) for one in build.left_out}
+
+
+def _tell_left_out(left_out: Mapping[str, Sequence[str]]) -> None:
+    for name, lacking in left_out.items():
+        print(f"{name} is left out: it needs {', '.join(lacking)}, not there", file=sys.stderr)
 
 
 def _counted(report: Mapping[str, Any]) -> str:
@@ -312,6 +324,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     for name, verdict in verdicts.items():
         why = "" if verdict.state == "fresh" else "; ".join(verdict.reasons)
         print(f"{words[verdict.state]:<10}  {name:<40}  {why}".rstrip())
+    _tell_left_out(_left_out(build))
     return 0
 
 
@@ -354,6 +367,7 @@ def _list(arguments: argparse.Namespace) -> int:
         _print_json({"variants": msgspec.to_builtins(records), "stale": stale})
     else:
         print(variants_table(records.items(), stale))
+        _tell_left_out(_left_out(build))
     return 0
 
 
