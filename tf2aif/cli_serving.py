@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import Fault, FilesError, Tf2aifError
+
+if TYPE_CHECKING:
+    from .bench import BenchOptions
 
 PASSED_ON = {
     "serve": "serve a variant on this machine, no container",
@@ -30,7 +33,16 @@ def add_serving_commands(commands: Any, command: AddCommand, show_json: Show) ->
         commands.add_parser(name, help=summary)
     bench = command(commands, "bench", None, "measure engine, server and baseline in turns")
     bench.set_defaults(command=lambda arguments: _bench(arguments, show_json))
-    bench.add_argument("variants", nargs="+", metavar="VARIANT", help="or RECIPE: all of its own")
+    bench.add_argument("variants", nargs="*", metavar="VARIANT", help="or RECIPE: all of its own")
+    bench.add_argument(
+        "--import",
+        nargs="+",
+        default=[],
+        dest="imports",
+        metavar="FILE",
+        type=Path,
+        help="or DIR: take records from devices elsewhere; measures nothing",
+    )
     bench.add_argument(
         "--scenario", action="append", choices=SCENARIOS, default=[], help="repeatable"
     )
@@ -39,6 +51,9 @@ def add_serving_commands(commands: Any, command: AddCommand, show_json: Show) ->
         "--max-windows", type=int, default=8, metavar="N", help="until figures agree"
     )
     bench.add_argument("--threads", type=int, metavar="N", help="of each engine")
+    bench.add_argument(
+        "--starts", type=int, default=3, metavar="N", help="of each server, for its cold start"
+    )
 
 
 def variant_folder(name: str, build: Path = Path("build")) -> Path:
@@ -84,23 +99,21 @@ def _need(module: str, extra: str) -> None:
 
 
 def _bench(arguments: argparse.Namespace, show_json: Show) -> int:
+    if bool(arguments.imports) == bool(arguments.variants):
+        what = "both are named" if arguments.imports else "neither is named"
+        hint = "tf2aif bench VARIANT ... measures, tf2aif bench --import FILE ... takes records"
+        raise FilesError([Fault(f"variants to measure or files to import: {what}", hint=hint)])
+    return (_import if arguments.imports else _measure)(arguments, show_json)
+
+
+def _measure(arguments: argparse.Namespace, show_json: Show) -> int:
     import msgspec
 
     from .bench import BenchOptions, bench, bench_table
-    from .client.load import Load
     from .client.progress import Bar
 
-    scenarios = arguments.scenario or ["single-stream", "offline"]
-    window = {"window_s": arguments.window, "max_windows": arguments.max_windows}
-    try:
-        loads = tuple(msgspec.convert({"scenario": s, **window}, Load) for s in scenarios)
-    except msgspec.ValidationError as error:
-        raise Tf2aifError(
-            f"these windows cannot be measured: {error}",
-            hint="--window is more than 0 seconds, --max-windows is 3 or more: three must agree",
-        ) from error
+    options = _convert_options(BenchOptions, arguments)
     folders = [folder for name in arguments.variants for folder in _measurable(name)]
-    options = BenchOptions(loads=loads, threads=arguments.threads)
     bar = Bar(sys.stderr, quiet=arguments.json)
     try:
         records = bench(folders, options, bar)
@@ -109,7 +122,43 @@ def _bench(arguments: argparse.Namespace, show_json: Show) -> int:
     if arguments.json:
         show_json({"records": msgspec.to_builtins(records)})
     else:
-        print(bench_table(records))
+        print(bench_table(records.values()))
+    return 0
+
+
+def _convert_options(kind: type[BenchOptions], arguments: argparse.Namespace) -> BenchOptions:
+    """What the command line asks for. Raises Tf2aifError."""
+    import msgspec
+
+    window = {"window_s": arguments.window, "max_windows": arguments.max_windows}
+    scenarios = arguments.scenario or ["single-stream", "offline"]
+    asked = {
+        "loads": [{"scenario": scenario, **window} for scenario in scenarios],
+        "threads": arguments.threads,
+        "starts": arguments.starts,
+    }
+    try:
+        return msgspec.convert(asked, kind)
+    except msgspec.ValidationError as error:
+        raise Tf2aifError(
+            f"it cannot be measured so: {error}",
+            hint="--window is more than 0 seconds; --max-windows is 3 or more, since three must "
+            "agree; --threads and --starts are 1 or more",
+        ) from error
+
+
+def _import(arguments: argparse.Namespace, show_json: Show) -> int:
+    import msgspec
+
+    from .bench import bench_table, import_records
+
+    found = import_records(arguments.imports)
+    if arguments.json:
+        show_json(msgspec.to_builtins(found))
+        return 0
+    print(bench_table(found.records))
+    known = len(found.records) - found.added
+    print(f"\n{found.added} taken" + (f", {known} here already" if known else ""))
     return 0
 
 

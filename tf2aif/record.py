@@ -4,6 +4,7 @@ artifact/      the files that ship
 hooks/         the recipe's hooks, where it has some
 variant.json   this record
 log.txt        what its steps printed
+bench.jsonl    what was measured of it; see tf2aif.measurements
 rerun/         each step as a request, and rerun.sh that runs them again by hand
 image/         the container image as an OCI layout, with its SBOM and provenance
 bundle/        where a toolchain is missing: what it needs, and run.sh; see tf2aif.bundle
@@ -26,6 +27,8 @@ from .facts import Facts, key
 from .folders import fresh_folder
 from .graph import Emulated, Graph, Step, Variant
 from .machine import oci_platform
+from .measurements import FILE as BENCH
+from .measurements import restore_lines
 from .oci.record import ImageRecord, write_image
 from .records import ActionRecord, OutputFile, artifact_digest
 from .rerun import pretty, write_bundle_folder, write_rerun
@@ -35,7 +38,6 @@ from .toolchains import Missing
 from .workspace import Workspace
 
 SCHEMA = 1
-BENCH = "bench.json"  # see tf2aif.bench.record
 
 State = Literal["built", "emulated", "bundled", "verified-on-device", "failed"]
 
@@ -355,19 +357,16 @@ def _fill(
     shutil.copytree(workspace.artifact(artifact), out / "artifact")
     for name, path in variant.hook_files.items():
         copy(Path(path), out / "hooks" / name)
-    _keep_bench(workspace.variant(variant.id), out, record.artifact)
+    restore_lines(
+        workspace.variant(variant.id),
+        out,
+        workspace.store.root,
+        recipe=record.recipe,
+        variant=record.variant,
+        artifact=record.artifact,
+    )
     (out / "log.txt").write_text(_logs(steps, workspace), encoding="utf-8")
     write_rerun(out / "rerun", steps, graph, workspace)
-
-
-def _keep_bench(old: Path, new: Path, artifact: str) -> None:
-    """What was measured of this very artifact is still true of it."""
-    try:
-        content = (old / BENCH).read_bytes()
-        if msgspec.json.decode(content)["artifact"] == artifact:
-            (new / BENCH).write_bytes(content)
-    except (OSError, msgspec.DecodeError, KeyError, TypeError):
-        return
 
 
 def _logs(steps: Iterable[str], workspace: Workspace) -> str:

@@ -1,18 +1,30 @@
 """What a variant's speed is on this machine: its engine alone, its server, and the baseline.
 
 `bench` measures all three in turns, window by window, so that what else the machine does falls on
-all of them, and writes `bench.json` into each variant's folder.
+all of them, and adds a line to `bench.jsonl` in each variant's folder.
 
     baseline     the native variant of the same recipe and platform
     engines      an engine alone, in a process of its own
-    servers      a variant's server on loopback
-    record       the figures, with the machine that they hold for
+    servers      a variant's server on loopback, its start and its memory
+    energy       what a window costs in joules
+    record       the figures, with all that they depend on
     run          all of it together
+    imports      records from devices elsewhere
+    table        records for people
 """
 
 from __future__ import annotations
 
-from .record import BenchRecord, bench_table, read_bench
+from .imports import import_records
+from .record import BenchRecord, read_records
 from .run import BenchOptions, bench
+from .table import bench_table
 
-__all__ = ["BenchOptions", "BenchRecord", "bench", "bench_table", "read_bench"]
+__all__ = [
+    "BenchOptions",
+    "BenchRecord",
+    "bench",
+    "bench_table",
+    "import_records",
+    "read_records",
+]

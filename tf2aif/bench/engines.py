@@ -26,6 +26,7 @@ from ..client.measure import LocalSubject
 from ..client.samples import read_samples
 from ..engines import Engine, engine_module
 from ..engines.batches import FREE_BATCH, batch_size, encode
+from ..engines.versions import engine_version
 from ..errors import Tf2aifError
 from .baseline import Built
 
@@ -46,7 +47,7 @@ class _RunWindow(Struct, tag=True):
 
 
 class _Ready(Struct, tag=True):
-    pass
+    version: str | None
 
 
 class _Warm(Struct, tag=True):
@@ -77,6 +78,8 @@ class EngineSubject:
 
     def __init__(self, variant: Built, samples: Path, threads: int | None, log: Path) -> None:
         self.name = f"{variant.id} engine"
+        self.version: str | None = None
+        """Of the engine's library, when it is loaded; None where that does not tell."""
         self._log = log
         engine = variant.record.engine
         options = {**engine["options"], **({} if threads is None else {"threads": threads})}
@@ -91,12 +94,14 @@ class EngineSubject:
 
     def wait_ready(self) -> None:
         """Return when the engine is loaded. Raises Tf2aifError where it cannot be."""
-        self._receive()
+        answer = self._receive()
+        assert isinstance(answer, _Ready), answer  # noqa: S101 - the child is this module, too
+        self.version = answer.version
 
     def warm_up(self, load: Load) -> Pace:
         """Run for `load.warmup_s`."""
         answer = self._ask(_WarmUp(alone(load)))
-        assert isinstance(answer, _Warm), answer  # noqa: S101 - the child is this module, too
+        assert isinstance(answer, _Warm), answer  # noqa: S101
         return answer.pace
 
     def run(self, load: Load, pace: Pace, number: int) -> Window:
@@ -223,7 +228,7 @@ def _answers(arguments: Sequence[str], requests: IO[bytes]) -> Iterator[_Answer]
         engine = engine_module(name).load(Path(artifact), **msgspec.json.decode(options))
         asker = _EngineAsker(engine, dict(read_samples(Path(samples_at)).inputs))
         subject = LocalSubject(name, lambda: asker, asker.count, asker.rows)
-        yield _Ready()
+        yield _Ready(engine_version(name))
         for line in requests:
             yield _do(subject, _read_task(line))
     except Tf2aifError as error:

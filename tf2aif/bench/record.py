@@ -6,17 +6,26 @@ engine, threads and load. What could not be measured is None, with the reason in
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from ..client.figures import Figures
 from ..client.load import Load, Scenario
 from ..client.machine import Machine
-from ..client.report import NOTE
+from ..client.report import NOTE, verdict
 from ..client.stages import Stage
+from ..measurements import FILE, read_lines
+from ..record import VariantRecord, read_record
 
 SCHEMA = 2
+NO_IMAGE = "no image was made: tf2aif build --images"
+NO_ACCURACY = "the variant was not checked"
 
 Share = Annotated[float, Meta(description="of the evaluation set, in the metric's own terms")]
 
@@ -132,7 +141,11 @@ class BenchRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         Meta(description="each start of a new process; files may be in the system's cache"),
     ] = ()
     memory_bytes: Annotated[
-        int | None, Meta(description="resident memory of the server when it is ready")
+        int | None,
+        Meta(
+            description="resident memory of the server when it is ready; of what a client "
+            "reported, after the run"
+        ),
     ] = None
     memory_peak_bytes: Annotated[
         int | None, Meta(description="the most that it had, after all scenarios")
@@ -155,3 +168,109 @@ class BenchRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     def id(self) -> str:
         """The variant as people write it: `kws/cpu-int8`."""
         return f"{self.recipe}/{self.variant}"
+
+
+def make_record(
+    variant: VariantRecord,
+    *,
+    engine_version: str | None,
+    machine: Machine,
+    scenarios: tuple[ScenarioFigures, ...],
+    cold_starts_s: tuple[float, ...] = (),
+    unmeasured: Mapping[str, str] = MappingProxyType({}),
+    **others: Any,
+) -> BenchRecord:
+    """A record with what the variant's own record says of it; `others` are fields as they are."""
+    engine = EngineUsed(**variant.engine, version=engine_version)
+    image, accuracy = _image(variant), _accuracy(variant)
+    reasons = {"image": "" if image else NO_IMAGE, "accuracy": "" if accuracy else NO_ACCURACY}
+    return BenchRecord(
+        recipe=variant.recipe,
+        variant=variant.variant,
+        target=variant.target,
+        precision=variant.precision,
+        platform=variant.platform,
+        artifact=variant.artifact,
+        size_bytes=variant.size_bytes,
+        image=image,
+        engine=engine,
+        batch=variant.batch,
+        emulates=variant.emulates,
+        accuracy=accuracy,
+        machine=machine,
+        scenarios=scenarios,
+        cold_start_s=median(cold_starts_s) if cold_starts_s else None,
+        cold_starts_s=cold_starts_s,
+        stable=is_stable(scenarios),
+        doubts=doubts_of(machine, scenarios),
+        unmeasured={name: why for name, why in {**reasons, **unmeasured}.items() if why},
+        **others,
+    )
+
+
+def encode_record(record: BenchRecord) -> bytes:
+    """The record as one line, without its end."""
+    return msgspec.json.encode(record)
+
+
+def read_records(folder: Path) -> tuple[BenchRecord, ...]:
+    """What was measured of the variant that stands in that folder, oldest first.
+
+    Left out are records of another artifact or engine, and of another schema.
+    """
+    variant = read_record(folder)
+    if variant is None:
+        return ()
+    found = (_decoded(line) for line in read_lines(folder / FILE))
+    return tuple(record for record in found if record and is_of(record, variant))
+
+
+def is_of(record: BenchRecord, variant: VariantRecord) -> bool:
+    """Whether the figures are of this very variant: what it is, and what runs it how."""
+    ours = (variant.recipe, variant.variant, variant.artifact, variant.engine)
+    engine = {"name": record.engine.name, "options": record.engine.options}
+    return (record.recipe, record.variant, record.artifact, engine) == ours
+
+
+def doubts_of(machine: Machine, scenarios: Iterable[ScenarioFigures]) -> tuple[str, ...]:
+    """What speaks against figures: a machine that was busy, and windows that do not agree."""
+    found = []
+    if machine.load_average[0] > machine.cores:
+        found.append(
+            f"the machine was busy: load {machine.load_average[0]:.2f} before the run, "
+            f"on {machine.cores} cores"
+        )
+    for each in scenarios:
+        subjects = {"engine": each.engine, "server": each.server, "native": each.native}
+        unstable = {name: f for name, f in subjects.items() if f is not None and not f.stable}
+        for what in dict.fromkeys(map(verdict, unstable.values())):
+            names = ", ".join(name for name, f in unstable.items() if verdict(f) == what)
+            found.append(f"{each.scenario}: {names}: {what}")
+    return tuple(found)
+
+
+def is_stable(scenarios: Iterable[ScenarioFigures]) -> bool:
+    """Whether the last three windows of all figures agree, without a failure."""
+    figures = (f for each in scenarios for f in (each.engine, each.server, each.native))
+    return all(each.stable for each in figures if each is not None)
+
+
+def _decoded(line: bytes) -> BenchRecord | None:
+    try:
+        record = msgspec.json.decode(line, type=BenchRecord)
+    except msgspec.DecodeError:
+        return None
+    return record if record.schema == SCHEMA else None
+
+
+def _image(variant: VariantRecord) -> ImageUsed | None:
+    image = variant.image
+    return None if image is None else ImageUsed(digest=image.digest, size_bytes=image.size_bytes)
+
+
+def _accuracy(variant: VariantRecord) -> Accuracy | None:
+    found = variant.accuracy
+    if found is None:
+        return None
+    names = ("metric", "source", "drop", "allowed_drop", "samples")
+    return Accuracy(value=found.variant, **{name: getattr(found, name) for name in names})

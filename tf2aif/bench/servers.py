@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from msgspec import Struct
 
 from ..errors import Tf2aifError
 from .baseline import Built
@@ -19,15 +22,29 @@ READY_S = 120.0  # TensorFlow on a slow machine takes a while
 STOP_S = 40.0
 
 
+class Started(Struct, frozen=True):
+    """A server that is ready."""
+
+    url: str
+    pid: int
+    start_s: float  # from its command to `ready`
+    memory_bytes: int | None  # resident when it was ready; None: this system does not tell
+
+    def peak_bytes(self) -> int | None:
+        """The most resident memory that it had until now."""
+        return read_memory(self.pid, "VmHWM")
+
+
 @contextmanager
-def serve(variant: Built, *, threads: int | None, log: Path) -> Iterator[str]:
-    """Start the variant's server and yield its URL; stop it afterwards.
+def serve(variant: Built, *, threads: int | None, log: Path) -> Iterator[Started]:
+    """Start the variant's server and yield it when it is ready; stop it afterwards.
 
     Raises Tf2aifError where it does not get ready.
     """
     command = [sys.executable, "-m", "tf2aif.serve", str(variant.folder), "--port", "0"]
     # Nothing else asks this server: it need not wait for its last clients.
     command += ["--drain-s", "0", *([] if threads is None else ["--threads", str(threads)])]
+    begin = time.perf_counter()
     with log.open("wb") as errors:
         process = subprocess.Popen(
             command,
@@ -37,9 +54,21 @@ def serve(variant: Built, *, threads: int | None, log: Path) -> Iterator[str]:
             env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
         )
     try:
-        yield _wait_ready(variant, process, log)
+        url = _wait_ready(variant, process, log)
+        start_s = time.perf_counter() - begin
+        yield Started(url, process.pid, start_s, read_memory(process.pid, "VmRSS"))
     finally:
         _stop(process)
+
+
+def read_memory(pid: int, field: str) -> int | None:
+    """Bytes of a process's memory as `/proc/<pid>/status` has it: VmRSS now, VmHWM at most."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def _wait_ready(variant: Built, process: subprocess.Popen[bytes], log: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 from ..client.figures import Figures
 from ..client.machine import describe
@@ -15,21 +15,25 @@ HEADER = (
 )
 
 
-def bench_table(records: Mapping[str, BenchRecord]) -> str:
-    """A line for each variant and scenario; medians, and samples a second."""
-    rows = [_row(name, s) for name, record in records.items() for s in record.scenarios]
-    machines = dict.fromkeys(describe(record.machine) for record in records.values())
-    loads = dict.fromkeys(record.generator for record in records.values())
+def bench_table(records: Iterable[BenchRecord]) -> str:
+    """For each machine a line for each variant and scenario: medians, and samples a second.
+
+    Below it what there is once for each variant, and what speaks against the figures.
+    """
+    machines: dict[str, list[BenchRecord]] = {}
+    for record in records:
+        machines.setdefault(describe(record.machine), []).append(record)
+    parts = [_of_machine(machine, found) for machine, found in machines.items()]
+    return "\n".join(["\n\n".join(parts), NOTE])
+
+
+def _of_machine(machine: str, records: Sequence[BenchRecord]) -> str:
+    rows = [_row(record.id, each) for record in records for each in record.scenarios]
     lines = [align(HEADER, rows), ""]
-    lines += [f"{name}: {what}" for name, what in _failures(records)]
-    lines += [
-        f"{name}: emulated, {record.engine.name} in place of {record.emulates}: these times "
-        "say nothing of the device"
-        for name, record in records.items()
-        if record.emulates
-    ]
-    lines += [f"load: {', '.join(loads)}", *(f"on: {machine}" for machine in machines), NOTE]
-    return "\n".join(lines)
+    for record in records:
+        lines += [f"{record.id}: {text}" for text in _notes(record)]
+    loads = dict.fromkeys(record.generator for record in records)
+    return "\n".join([*lines, f"load: {', '.join(loads)}", f"on: {machine}"])
 
 
 def _row(name: str, found: ScenarioFigures) -> tuple[str, ...]:
@@ -49,8 +53,25 @@ def _median(figures: Figures | None) -> str:
     return milliseconds(figures.latency.p50_ms if figures and figures.latency else None)
 
 
-def _failures(records: Mapping[str, BenchRecord]) -> Iterable[tuple[str, str]]:
-    for name, record in records.items():
-        for each in record.scenarios:
-            for what, count in each.server.failures.items():
-                yield name, f"{each.scenario}: {count} x {what}"
+def _notes(record: BenchRecord) -> Iterable[str]:
+    """What is there once for a variant, and what is to be known of its figures."""
+    found = []
+    if record.cold_start_s is not None:
+        found.append(f"ready after {record.cold_start_s:.2f} s")
+    sizes = (record.memory_bytes, record.memory_peak_bytes)
+    shown = [f"{size / 2**20:.0f} MiB" for size in sizes if size is not None]
+    if shown:
+        found.append(f"{shown[0]} of memory" + f", {shown[-1]} under load" * (len(shown) > 1))
+    if found:
+        yield ", ".join(found)
+    for each in record.scenarios:
+        if each.energy and each.energy.server_j is not None:
+            yield f"{each.scenario}: {each.energy.server_j * 1e3:.3g} mJ a sample, the server"
+        for what, count in each.server.failures.items():
+            yield f"{each.scenario}: {count} x {what}"
+    yield from record.doubts
+    if record.emulates:
+        yield (
+            f"emulated, {record.engine.name} in place of {record.emulates}: these times say "
+            "nothing of the device"
+        )

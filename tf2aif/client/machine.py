@@ -60,10 +60,9 @@ def describe(machine: Machine) -> str:
     """The machine in one line."""
     governor = f", governor {machine.governor}" if machine.governor else ""
     gpu = f", {machine.gpu}" if machine.gpu else ""
-    return (
-        f"{machine.cpu}, {machine.cores} cores{governor}{gpu}, "
-        f"{machine.memory_bytes / 2**30:.1f} GiB, {machine.system}, load {machine.load_average[0]:.2f}"
-    )
+    memory = f"{machine.memory_bytes / 2**30:.1f} GiB, {machine.system}"
+    load = f"load {machine.load_average[0]:.2f}"
+    return f"{machine.cpu}, {machine.cores} cores{governor}{gpu}, {memory}, {load}"
 
 
 def _cpu() -> str:

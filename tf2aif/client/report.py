@@ -34,6 +34,17 @@ class Run(Struct, frozen=True, kw_only=True):
     stages: dict[str, Stage]  # in the server, of these requests; empty where it does not say
 
 
+class Served(Struct, frozen=True, kw_only=True):
+    """What one of our servers says of itself, beside the protocol."""
+
+    artifact: str  # the digest of what it serves; empty: it does not know
+    engine: str
+    engine_version: str = ""
+    emulates: str = ""
+    threads: int | None = None  # of the engine; None: its own choice
+    memory_bytes: int | None = None  # resident, after the run
+
+
 class ServerReport(Struct, frozen=True, kw_only=True):
     """One server: what it serves, what its answers are worth, and how fast they come."""
 
@@ -41,6 +52,7 @@ class ServerReport(Struct, frozen=True, kw_only=True):
     model: str = ""
     version: str = ""
     platform: str = ""
+    served: Served | None = None  # None: it is not one of ours
     accuracy: Accuracy | None = None
     runs: tuple[Run, ...] = ()
 

@@ -22,10 +22,10 @@ from .figures import figures_of
 from .load import Load, Pace, Window
 from .machine import this_machine
 from .measure import LocalSubject, Step, generator_name, measure, warm_up_all
-from .report import Report, Run, ServerReport
+from .report import Report, Run, Served, ServerReport
 from .samples import Samples, read_payloads, read_reference, read_samples
 from .server import Messages, ModelInfo, PayloadMessages, Server, TensorMessages, error_text
-from .stages import Stage, between, read_stages
+from .stages import Stage, between, read_info, read_memory, read_stages
 
 Array = NDArray[Any]
 
@@ -280,8 +280,25 @@ def _server_report(
         model=subject.model.name,
         version=subject.version,
         platform=subject.model.platform,
+        served=read_served(subject.server.metrics() or ""),
         accuracy=accuracy,
         runs=tuple(runs),
+    )
+
+
+def read_served(metrics: str) -> Served | None:
+    """What a server of ours says of itself in its metrics; None for others."""
+    labels = read_info(metrics)
+    if not {"name", "version", "engine"} <= labels.keys():
+        return None
+    threads = labels.get("threads", "")
+    return Served(
+        artifact=labels.get("artifact", ""),
+        engine=labels["engine"],
+        engine_version=labels.get("engine_version", ""),
+        emulates=labels.get("emulates", ""),
+        threads=int(threads) if threads.isdigit() else None,
+        memory_bytes=read_memory(metrics),
     )
 
 

@@ -19,6 +19,7 @@ _LINE = re.compile(
     re.MULTILINE,
 )
 _MODEL = re.compile(r"^tf2aif_model_info\{(?P<labels>[^}]*)\}", re.MULTILINE)
+_MEMORY = re.compile(r"^process_resident_memory_bytes (?P<value>\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -92,8 +93,19 @@ def quantile(buckets: list[tuple[float, float]], q: float) -> float | None:
     return None
 
 
+def read_info(text: str) -> dict[str, str]:
+    """What one of our servers says of its model, from its metrics; empty for others."""
+    line = _MODEL.search(text)
+    return dict(_LABEL.findall(line["labels"])) if line else {}
+
+
 def find_model(text: str) -> tuple[str | None, str | None]:
     """Name and version of the model that one of our servers serves, from its metrics."""
-    line = _MODEL.search(text)
-    labels = dict(_LABEL.findall(line["labels"])) if line else {}
+    labels = read_info(text)
     return labels.get("name"), labels.get("version")
+
+
+def read_memory(text: str) -> int | None:
+    """Bytes of resident memory of the server's process; None where it does not say."""
+    line = _MEMORY.search(text)
+    return int(float(line["value"])) if line else None

@@ -34,11 +34,12 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class Metrics:
     """The server's metrics; every duration is in seconds."""
 
-    def __init__(self, name: str, version: str, engine: str, emulates: str = "") -> None:
+    def __init__(self, name: str, version: str, engine: str, **more: str) -> None:
+        """The metrics of that model; what is empty of `more` is no label of it."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self._info(name=name, version=version, engine=engine, emulates=emulates)
+        self._info(name=name, version=version, engine=engine, **more)
         self._requests = Counter(
             "tf2aif_requests",
             "Requests for inference that got an answer, by door and outcome",

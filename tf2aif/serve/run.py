@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+from ..engines.versions import engine_version
 from ..errors import Tf2aifError
 from .config import Config
 from .energy import find_sources
@@ -46,7 +47,15 @@ async def _serve(
     from .metrics import Metrics
 
     record = model.record
-    metrics = Metrics(model.name, model.version, record.engine.name, record.emulates or "")
+    metrics = Metrics(
+        model.name,
+        model.version,
+        record.engine.name,
+        emulates=record.emulates or "",
+        artifact=record.artifact,
+        engine_version=engine_version(record.engine.name) or "",
+        threads="" if config.threads is None else str(config.threads),
+    )
     sources = find_sources() if config.energy else []
     plane = DataPlane(model, hooks, config, metrics, sources)
     try:

@@ -24,6 +24,7 @@ class VariantRecord(Struct, frozen=True, kw_only=True):
     recipe: str
     variant: str
     engine: EngineRecord
+    artifact: str = ""  # its digest
     state: str = ""  # built, emulated, verified-on-device
     emulates: str | None = None  # the device's engine, which this one stands in for
     hooks: str | None = None  # the hooks file, relative to the variant's folder
