@@ -22,7 +22,9 @@ Origin = Literal["build", "bench", "imported", "given"]
 Subject = Literal["engine", "server"]
 Scenario = Literal["single-stream", "multi-stream", "server", "offline"]  # as tf2aif.client.load
 Milliseconds = Annotated[float, Meta(ge=0)]
+Amount = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
+Some = Annotated[int, Meta(ge=1)]
 
 
 class MeasuredOn(Struct, frozen=True, kw_only=True):
@@ -73,11 +75,11 @@ class Measurement(Struct, frozen=True, kw_only=True):
         Meta(description="engine: the engine alone; server: HTTP server and engine, on loopback"),
     ]
     scenario: Annotated[Scenario, Meta(description="of MLPerf's LoadGen")]
-    batch: Annotated[
-        int | None, Meta(ge=1, description="samples in a request; null: no batch axis")
-    ] = None
+    batch: Annotated[Some | None, Meta(description="samples in a request; null: no batch axis")] = (
+        None
+    )
     threads: Annotated[
-        int | None, Meta(ge=1, description="of the engine; null: the engine's own choice")
+        Some | None, Meta(description="of the engine; null: the engine's own choice")
     ] = None
     machine: Annotated[
         MeasuredOn | None, Meta(description="where it was measured; null: it was given")
@@ -87,16 +89,16 @@ class Measurement(Struct, frozen=True, kw_only=True):
     ] = None
     latency: Annotated[Percentiles, Meta(description="of queries")] = Percentiles()
     throughput: Annotated[
-        float | None, Meta(ge=0, description="samples a second; null: not measured")
+        Amount | None, Meta(description="samples a second; null: not measured")
     ] = None
     energy_j: Annotated[
-        float | None, Meta(ge=0, description="an inference, joules; null: not measured")
+        Amount | None, Meta(description="an inference, joules; null: not measured")
     ] = None
-    memory_mb: Annotated[
-        float | None, Meta(ge=0, description="resident memory of the server, MiB")
-    ] = None
+    memory_mb: Annotated[Amount | None, Meta(description="resident memory of the server, MiB")] = (
+        None
+    )
     cold_start_s: Annotated[
-        float | None, Meta(ge=0, description="from the server's start to its first answer, seconds")
+        Amount | None, Meta(description="from the server's start to its first answer, seconds")
     ] = None
     stable: Annotated[
         bool | None,
@@ -147,7 +149,7 @@ class Requirements(Struct, frozen=True, kw_only=True):
         ),
     ] = {}
     memory_mb: Annotated[
-        float | None, Meta(ge=0, description="the most resident memory that was measured, MiB")
+        Amount | None, Meta(description="the most resident memory that was measured, MiB")
     ] = None
 
 
