@@ -103,6 +103,7 @@ def _bench(arguments: argparse.Namespace, show_json: Show) -> int:
         what = "both are named" if arguments.imports else "neither is named"
         hint = "tf2aif bench VARIANT ... measures, tf2aif bench --import FILE ... takes records"
         raise FilesError([Fault(f"variants to measure or files to import: {what}", hint=hint)])
+    _need("httptools", "bench")
     return (_import if arguments.imports else _measure)(arguments, show_json)
 
 

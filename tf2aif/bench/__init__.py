@@ -15,16 +15,35 @@ all of them, and adds a line to `bench.jsonl` in each variant's folder.
 
 from __future__ import annotations
 
-from .imports import import_records
+from typing import TYPE_CHECKING, Any
+
 from .record import BenchRecord, read_records
-from .run import BenchOptions, bench
-from .table import bench_table
+
+if TYPE_CHECKING:
+    from .imports import Imported, import_records
+    from .run import BenchOptions, bench
+    from .table import bench_table
 
 __all__ = [
     "BenchOptions",
     "BenchRecord",
+    "Imported",
     "bench",
     "bench_table",
     "import_records",
     "read_records",
 ]
+_CLIENTS = {
+    **dict.fromkeys(("Imported", "import_records"), "imports"),
+    **dict.fromkeys(("BenchOptions", "bench"), "run"),
+    "bench_table": "table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What measures needs the client's libraries; whoever reads records does not have them."""
+    if name not in _CLIENTS:
+        raise AttributeError(f"module {__name__} has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_CLIENTS[name]}", __name__), name)

@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from ..client.figures import Figures
-from ..client.load import Load, Scenario
+from ..client.figures import Figures, verdict
+from ..client.load import NOTE, Load, Scenario
 from ..client.machine import Machine
-from ..client.report import NOTE, verdict
 from ..client.stages import Stage
 from ..measurements import FILE, read_lines
 from ..record import VariantRecord, read_record
@@ -242,10 +241,11 @@ def doubts_of(machine: Machine, scenarios: Iterable[ScenarioFigures]) -> tuple[s
         )
     for each in scenarios:
         subjects = {"engine": each.engine, "server": each.server, "native": each.native}
-        unstable = {name: f for name, f in subjects.items() if f is not None and not f.stable}
-        for what in dict.fromkeys(map(verdict, unstable.values())):
-            names = ", ".join(name for name, f in unstable.items() if verdict(f) == what)
-            found.append(f"{each.scenario}: {names}: {what}")
+        found += [
+            f"{each.scenario}, {name}: {verdict(figures)}"
+            for name, figures in subjects.items()
+            if figures is not None and not figures.stable
+        ]
     return tuple(found)
 
 

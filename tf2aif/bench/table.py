@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..client.figures import Figures
+from ..client.figures import Figures, verdict
+from ..client.load import NOTE
 from ..client.machine import describe
-from ..client.report import NOTE, align, milliseconds, verdict
+from ..client.report import align, milliseconds
 from .record import BenchRecord, ScenarioFigures
 
 HEADER = (

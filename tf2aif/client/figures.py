@@ -56,6 +56,13 @@ class Figures(Struct, frozen=True, kw_only=True):
     windows: Annotated[tuple[WindowFigures, ...], Meta(description="all, in order")]
 
 
+def verdict(figures: Figures) -> str:
+    """What the figures are worth, in a word or two."""
+    if figures.errors:
+        return "with errors"
+    return "stable" if figures.stable else "unstable"
+
+
 def percentile(ordered: Nanoseconds, share: float) -> int:
     """The value at that share of sorted latencies, by LoadGen's rule: no interpolation.
 

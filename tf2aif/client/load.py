@@ -12,6 +12,10 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+NOTE = (
+    "These are no MLPerf results: the scenarios are MLPerf's, but the runs are short, and nobody "
+    "has reviewed them."
+)
 Scenario = Literal["single-stream", "multi-stream", "server", "offline"]
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]

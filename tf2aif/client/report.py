@@ -10,16 +10,12 @@ import msgspec
 from msgspec import Struct
 
 from .answers import Accuracy
-from .figures import PERCENTILES, Figures
-from .load import Load
+from .figures import PERCENTILES, Figures, verdict
+from .load import NOTE, Load
 from .machine import Machine, describe
 from .stages import Stage
 
 SCHEMA = 1
-NOTE = (
-    "These are no MLPerf results: the scenarios are MLPerf's, but the runs are short, and nobody "
-    "has reviewed them."
-)
 HEADER = (
     *("server", "model", "scenario", "accuracy", "right", "p50 ms", "p90 ms", "p99 ms"),
     *("p99.9 ms", "samples/s", "queries", "errors", "figures"),
@@ -134,13 +130,6 @@ def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def milliseconds(value: float | None) -> str:
     """A time as people read it, four digits; '-' where there is none."""
     return "-" if value is None else f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
-
-
-def verdict(figures: Figures) -> str:
-    """What the figures are worth, in a word or two."""
-    if figures.errors:
-        return "with errors"
-    return "stable" if figures.stable else "unstable"
 
 
 def _lines(report: Report) -> Iterable[tuple[ServerReport, Run | None]]:
