@@ -1,4 +1,4 @@
-"""The JSON Schemas of recipes, targets and a project's settings, generated from the structs.
+"""The JSON Schemas of what users write and of what tf2aif writes, generated from the structs.
 
 `python -m tf2aif.spec.schema` writes `schemas/*.json` and `docs/reference.md` in a checkout; a
 test compares them.
@@ -6,6 +6,7 @@ test compares them.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -23,6 +24,11 @@ KINDS: dict[str, type[msgspec.Struct]] = {
     "target": Target,
     "config": Config,
 }
+"""What users write in YAML; its keys are in the reference."""
+WRITTEN: dict[str, str] = {
+    "bench-record": "tf2aif.bench.record:BenchRecord",
+}
+"""What tf2aif writes; imported only to make the schemas."""
 
 
 def schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
@@ -34,13 +40,21 @@ def schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return {"$schema": DIALECT, **root, "$defs": made["$defs"]}
 
 
+def written_struct(kind: str) -> type[msgspec.Struct]:
+    """The struct of one kind of what tf2aif writes."""
+    module, _, name = WRITTEN[kind].partition(":")
+    struct: type[msgspec.Struct] = getattr(importlib.import_module(module), name)
+    return struct
+
+
 def generated_files() -> dict[str, str]:
     """What is generated from the structs: path in a checkout -> text."""
     from .reference import reference_page
 
+    structs = {**KINDS, **{kind: written_struct(kind) for kind in WRITTEN}}
     schemas = {
         f"schemas/{kind}.json": json.dumps(schema_of(struct), indent=2, ensure_ascii=False) + "\n"
-        for kind, struct in KINDS.items()
+        for kind, struct in structs.items()
     }
     return {**schemas, "docs/reference.md": reference_page()}
 
