@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -151,3 +151,21 @@ def _faults(document: Document, name: str, node: Node) -> Iterator[Fault]:
     if node.power and node.power.busy_w < node.power.idle_w:
         message = f"busy at {node.power.busy_w:g} W, which is less than idle"
         yield Fault(message, document.at((*at, "power", "busy_w")))
+
+
+def figure_faults(document: Document, fleet: Fleet, known: Iterable[str]) -> list[Fault]:
+    """Figures of variants that are not there, though their recipe is: most often a slip."""
+    from ..spec.words import nearest
+
+    names = list(known)
+    recipes = {name.partition("/")[0] for name in names}
+    return [
+        Fault(
+            f"no variant '{given.variant}' is in the catalogue",
+            document.at(("nodes", name, "figures", index, "variant")),
+            nearest(given.variant, names),
+        )
+        for name, node in fleet.nodes.items()
+        for index, given in enumerate(node.figures)
+        if given.variant not in names and given.variant.partition("/")[0] in recipes
+    ]

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct
 
 from .catalogue import (
+    CatalogueAccuracy,
     CatalogueVariant,
     MeasuredOn,
     Measurement,
@@ -44,7 +45,8 @@ class Figure(Struct, frozen=True, kw_only=True):
 
     quantity: str
     value: float
-    measurement: Measurement | None = None  # None: it is no matter of measuring, such as size
+    measurement: Measurement | None = None  # None: it hangs on no machine, such as size
+    note: str = ""
 
     @property
     def given(self) -> bool:
@@ -126,7 +128,9 @@ def find_figure(
     quantity = QUANTITIES[name]
     if quantity.kind == "variant":
         value = _of_variant(name, variant)
-        return value if isinstance(value, str) else Figure(quantity=name, value=value)
+        if isinstance(value, str):
+            return value
+        return Figure(quantity=name, value=value, note=_note(name, variant.accuracy))
     if node is None:
         return f"its {name} holds on a node, and none is known"
     if quantity.kind == "node":
@@ -189,6 +193,15 @@ def _of_variant(name: str, variant: CatalogueVariant) -> float | str:
         return "it has no artifact" if variant.size_bytes is None else variant.size_bytes
     image = variant.image
     return "it has no image: tf2aif build --images" if image is None else image.size_bytes
+
+
+def _note(name: str, accuracy: CatalogueAccuracy | None) -> str:
+    """What an accuracy was measured with."""
+    if accuracy is None or name not in ("accuracy", "drop"):
+        return ""
+    truth = "" if accuracy.labels else ", of the source model's own answers"
+    samples = f"{accuracy.metric} of {accuracy.samples} samples{truth}"
+    return f"{samples}; source model {accuracy.source:.4f}"
 
 
 def _of_measurements(

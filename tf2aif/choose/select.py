@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import Fault, FilesError
 from .catalogue import Catalogue, CatalogueAccuracy, CatalogueVariant, Subject
@@ -20,7 +21,6 @@ from .match import (
     find_figure,
     machine_key,
     misfit,
-    mismatch,
     undeployable,
 )
 from .objective import QUANTITIES, Goal, Objective
@@ -165,33 +165,39 @@ def places_of(fleet: Fleet, assumed: Sequence[tuple[str, Given]] = ()) -> tuple[
 def measured_places(
     variants: Iterable[CatalogueVariant], assumed: Sequence[tuple[str, Given]] = ()
 ) -> tuple[Place, ...]:
-    """Where no fleet is given: each machine that a variant was measured on, and, for what is
-    assumed of a variant, a machine of its platform."""
+    """Where no fleet is given: each machine that a variant was measured on; for what is assumed
+    of a variant of another platform, any machine of that."""
     found: dict[str, Node] = {}
     for variant in variants:
         for machine in (m.machine for m in variant.measurements if m.machine and not m.emulates):
             platform, cpu, cores, gpu = machine_key(machine)
             name = f"{cpu}, {cores} cores{f', {gpu}' if gpu else ''}"
             found[name] = Node(platform=platform, cpu=cpu, cores=cores, gpu=gpu or None)
-        if any(given.variant == variant.id for _, given in assumed):
-            found[f"{variant.platform}, as assumed"] = Node(platform=variant.platform, cpu="-")
+    measured_on = {node.platform for node in found.values()}
+    for variant in variants:
+        given = any(one.variant == variant.id for _, one in assumed)
+        if given and variant.platform not in measured_on:
+            found[f"any {variant.platform}"] = Node(platform=variant.platform)
     return tuple(
         Place(name=name, node=_assume(found[name], "", assumed), measured=True)
         for name in sorted(found)
     )
 
 
-def subject_of(variants: Iterable[CatalogueVariant], places: Sequence[Place]) -> Subject:
-    """What is compared by default: the server, where one was measured on such a node (or a user
-    gives figures); else the engine alone."""
-    for variant in variants:
-        for place in places:
-            if any(given.variant == variant.id for given in place.node.figures):
-                return "server"
-            for one in variant.measurements:
-                if one.subject == "server" and not mismatch(one, variant, place.node):
-                    return "server"
-    return "engine"
+def with_subject(
+    variants: Sequence[CatalogueVariant], places: Sequence[Place], asked: Asked
+) -> Asked:
+    """What is asked, of the subject of which more variants have all the figures; of the server
+    where both have as many, since it is what a service is."""
+
+    def judged(subject: Subject) -> tuple[int, Asked]:
+        conditions = replace(asked.conditions, subject=subject)
+        one = replace(asked, conditions=conditions)
+        found = survey(variants, places, one)
+        return len({each.variant.id for each in (*found.holding, *found.missing)}), one
+
+    server, engine = judged("server"), judged("engine")
+    return server[1] if server[0] >= engine[0] else engine[1]
 
 
 def check_asked(recipe: str, catalogue: Catalogue, asked: Asked) -> None:
@@ -203,23 +209,20 @@ def check_asked(recipe: str, catalogue: Catalogue, asked: Asked) -> None:
         known = list(dict.fromkeys(one.recipe for one in catalogue.variants))
         hint = nearest(recipe, known) if known else "build one first: tf2aif build"
         raise FilesError([Fault(f"no recipe '{recipe}' is in the catalogue", hint=hint)])
-    metric = next((v.accuracy.metric for v in variants if _less_is_better(v.accuracy)), None)
+    known_by = [one.accuracy for one in variants if one.accuracy is not None]
+    metric = next((one.metric for one in known_by if _less_is_better(one)), None)
     if metric and "accuracy" in asked.quantities:
         message = f"{recipe} is measured by {metric}, of which less is better"
         raise FilesError([Fault(message, hint="ask for what was lost: 'drop<=LIMIT'")])
 
 
-def _less_is_better(accuracy: CatalogueAccuracy | None) -> bool:
+def _less_is_better(accuracy: CatalogueAccuracy) -> bool:
     """A user's metric tells by its drop, which is positive where the variant is worse."""
-    if accuracy is None:
-        return False
     grew = accuracy.value > accuracy.source
-    return accuracy.metric == "mse" or (accuracy.drop > 0) == grew and accuracy.drop != 0
+    return accuracy.metric == "mse" or (accuracy.drop != 0 and (accuracy.drop > 0) == grew)
 
 
 def _assume(node: Node, name: str, assumed: Sequence[tuple[str, Given]]) -> Node:
-    from msgspec.structs import replace
-
     own = tuple(given for where, given in assumed if where in ("", name))
     return replace(node, figures=(*own, *node.figures)) if own else node
 

@@ -13,12 +13,12 @@ from .references import PLANNED
 from .schema import KINDS, schema_of
 
 _HEAD = """\
-# Reference: every key of recipes, targets and settings
+# Reference: every key of recipes, targets, settings and fleets
 
 Made by `python -m tf2aif.spec.schema` from `recipe.py`, `target.py` and `config.py` in
-`tf2aif/spec/`; do not edit. Paths in a recipe are relative to its own folder, those of Config (it
+`tf2aif/spec/` and `tf2aif/choose/fleet.py`; do not edit. Paths in a recipe are relative to its own folder, those of Config (it
 is `tf2aif.yaml`) to the project's. The same as JSON Schema: `schemas/recipe.json`,
-`schemas/target.json`, `schemas/config.json`.
+`schemas/target.json`, `schemas/config.json`, `schemas/fleet.json`.
 """
 
 _TYPES = {

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from ..choose.fleet import Fleet
 from .config import Config
 from .recipe import Recipe
 from .target import Target
@@ -23,10 +24,12 @@ KINDS: dict[str, type[msgspec.Struct]] = {
     "recipe": Recipe,
     "target": Target,
     "config": Config,
+    "fleet": Fleet,
 }
 """What users write in YAML; its keys are in the reference."""
 WRITTEN: dict[str, str] = {
     "bench-record": "tf2aif.bench.record:BenchRecord",
+    "catalogue": "tf2aif.choose.catalogue:Catalogue",
 }
 """What tf2aif writes; imported only to make the schemas."""
 
