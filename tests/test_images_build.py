@@ -132,6 +132,7 @@ def test_the_image_has_hooks_and_a_record_of_its_own(prepared: Callable[[str], U
     record = json.JSONDecoder().raw_decode(model[start:].decode(errors="replace"))[0]
     assert record["hooks"] == "hooks/hooks.py"
     assert record["engine"] == {"name": "litert", "options": {}}
+    assert record["artifact"] == image.variant.artifact
     assert "latency" not in record
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..oci.layers import Component
 
-VERSION = 1
+VERSION = 2
 TOOLCHAIN = "image"
 INPUTS = ("artifact", "check")
 
@@ -60,7 +60,7 @@ def run(job: Job) -> dict[str, Any]:
     options = msgspec.convert(job.options, Options)
     artifact = job.inputs["artifact"]
     _check_machine(artifact, options)
-    record = msgspec.json.format(_record(options, job.inputs["check"]), indent=2) + b"\n"
+    record = msgspec.json.format(_record(options, artifact, job.inputs["check"]), indent=2) + b"\n"
     with ThreadPoolExecutor(1) as pool:
         # The files' own digests, while the layer's is made: SHA-256 is most of the work.
         components = pool.submit(_components, options, artifact)
@@ -83,8 +83,14 @@ def _once_there(components: Future[list[Component]]) -> Iterator[Component]:
     yield from components.result()
 
 
-def _record(options: Options, check: Path) -> bytes:
-    """What is known of the variant and is the same on every machine: no times, no machine."""
+def _record(options: Options, artifact: Path, check: Path) -> bytes:
+    """What is known of the variant and is the same on every machine: no times, no machine.
+
+    By the artifact's digest a server tells what it is that was measured of it.
+    """
+    from ..digest import list_tree
+    from ..records import artifact_digest
+
     hidden = {"epoch", "checked_by"} | {n for n in _RARE if not getattr(options, n)}
     shown = {n: v for n, v in msgspec.to_builtins(options).items() if n not in hidden}
     try:
@@ -95,7 +101,8 @@ def _record(options: Options, check: Path) -> bytes:
     accuracy = {name: measured.get(name) for name in kept} if measured.get("metric") else None
     if accuracy and options.checked_by:
         accuracy["engine"] = options.checked_by
-    return msgspec.json.encode({"schema": 1, **shown, "accuracy": accuracy}, order="sorted")
+    shown |= {"artifact": artifact_digest(list_tree(artifact)), "accuracy": accuracy}
+    return msgspec.json.encode({"schema": 1, **shown}, order="sorted")
 
 
 def _check_machine(artifact: Path, options: Options) -> None:
