@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -356,14 +357,33 @@ def test_engines_with_different_batches_are_not_compared(made: Made, tmp_path: P
         latency.run(job)
 
 
-def test_the_measured_ratio_is_that_of_the_sleeps() -> None:
+def test_two_functions_are_timed_in_turns() -> None:
+    calls: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        calls.append(seconds)
+        time.sleep(seconds)
+
     first, second = latency.take_turns(
-        lambda: time.sleep(0.006), lambda: time.sleep(0.002), repeats=12, budget_s=0.0
+        lambda: sleep(0.006), lambda: sleep(0.002), repeats=12, budget_s=0.0
     )
     assert len(first) == len(second) == latency.MIN_ROUNDS
+    assert first.min() >= 6.0  # ms: a sleep is never shorter
+    assert second.min() >= 2.0
+    turns = sum(one != other for one, other in itertools.pairwise(calls))
+    assert turns >= latency.MIN_ROUNDS
     ratio, low, high = latency.speed_up(first, second)
-    assert 1.5 < low <= ratio <= high < 4.0
+    assert low <= ratio <= high
     assert (ratio, low, high) == latency.speed_up(first, second)
+
+
+def test_the_speed_up_is_the_ratio_of_the_medians() -> None:
+    rounds = np.random.default_rng(3).uniform(0.9, 1.1, (40, 8))
+    ratio, low, high = latency.speed_up(6.0 * rounds, 2.0 * rounds)
+    assert ratio == pytest.approx(3.0)
+    assert (low, high) == (pytest.approx(3.0), pytest.approx(3.0))
+    ratio, low, high = latency.speed_up(6.0 * rounds, 2.0 * rounds[::-1])
+    assert 2.9 < low < ratio < high < 3.1
 
 
 def test_options_refuse_unknown_keys() -> None:
