@@ -30,6 +30,7 @@ KINDS: dict[str, type[msgspec.Struct]] = {
 WRITTEN: dict[str, str] = {
     "bench-record": "tf2aif.bench.record:BenchRecord",
     "catalogue": "tf2aif.choose.catalogue:Catalogue",
+    "report": "tf2aif.report.data:Report",
 }
 """What tf2aif writes; imported only to make the schemas."""
 
