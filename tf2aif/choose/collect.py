@@ -10,6 +10,7 @@ import msgspec
 
 from ..errors import FilesError
 from ..machine import oci_platform
+from ..measurements import FILE as BENCH
 from ..oci.record import ImageRecord
 from ..record import Accuracy, VariantRecord, read_record
 from ..spec.load import load_targets
@@ -34,8 +35,6 @@ from .requires import requirements
 if TYPE_CHECKING:
     from ..bench.record import BenchRecord, ScenarioFigures
     from ..client.figures import Figures, Latency
-
-BENCH = "bench.jsonl"  # see tf2aif.bench.record, which is slow to import
 
 
 def refresh(build: Path) -> Catalogue:
