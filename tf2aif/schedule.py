@@ -113,15 +113,15 @@ class Scheduler:
         """The steps that go now; they run from here on."""
         self._forget_late(now)
         free = self.free()
-        blocked: Reservation | None = None
+        blocked: list[Reservation] = []
         granted: list[str] = []
         for name in sorted((*self.waiting, *self.coming), key=self._order):
             needs = self.needs[name]
             if not _fits(needs, free):
-                if blocked is None and name in self.waiting:
-                    blocked = self._reserve(name, now, free)
+                if name in self.waiting and not self._rivals(name, blocked):
+                    blocked.append(self._reserve(name, now, free))
                 continue
-            if blocked and not self._may_pass(name, blocked, now):
+            if not all(self._may_pass(name, one, now) for one in self._rivals(name, blocked)):
                 continue
             _take(needs, free)
             if name in self.waiting:
@@ -129,16 +129,18 @@ class Scheduler:
                 self._start(name, now, blocked)
         return granted
 
-    def _start(self, name: str, now: float, blocked: Reservation | None) -> None:
+    def _start(self, name: str, now: float, blocked: list[Reservation]) -> None:
         self.running[name] = now
         del self.waiting[name]
-        if blocked is not None:
-            self._passed[blocked.name] = self._passed.get(blocked.name, 0) + 1
+        for one in self._rivals(name, blocked):
+            self._passed[one.name] = self._passed.get(one.name, 0) + 1
+
+    def _rivals(self, name: str, blocked: list[Reservation]) -> list[Reservation]:
+        """Those of them that want something which the step takes too."""
+        return [one for one in blocked if self.needs[one.name].keys() & self.needs[name].keys()]
 
     def _may_pass(self, name: str, blocked: Reservation, now: float) -> bool:
         """Whether a step that fits now leaves the reservation as it is."""
-        if not self.needs[name]:
-            return True
         if self._passed.get(blocked.name, 0) >= PASSES:
             return False
         if now + self.works[name].wall_s <= blocked.at:
@@ -257,7 +259,7 @@ def simulate(
     ends: dict[str, float] = {}
     asked: set[str] = set()
     now = 0.0
-    while len(spans) < len(scheduler.works):
+    while ends or len(spans) < len(scheduler.works):
         for name in scheduler.works:
             if name not in asked and scheduler.inputs[name] <= scheduler.done:
                 asked.add(name)
@@ -265,8 +267,6 @@ def simulate(
         for name in scheduler.grant(now):
             ends[name] = now + lasts(name)
             spans[name] = (now, ends[name])
-        if len(spans) == len(scheduler.works):
-            break
         now = min(ends.values())
         for name in [n for n, end in ends.items() if end <= now]:
             del ends[name]
