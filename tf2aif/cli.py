@@ -19,6 +19,7 @@ from . import __version__
 from .cli_bundles import add_bundle_command
 from .cli_cache import add_cache_command, add_remote_flag
 from .cli_choose import add_choose_commands
+from .cli_deploy import add_deploy_command
 from .cli_images import add_image_commands, add_image_flag
 from .cli_report import add_report_command
 from .cli_serving import PASSED_ON, add_serving_commands, pass_on
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add_image_commands(commands, _command, _print_json)
     add_bundle_command(commands, _command, _print_json)
     add_verify_command(commands, _command, _print_json)
+    add_deploy_command(commands, _command, _print_json)
     add_report_command(commands, _command, _print_json)
     add_choose_commands(commands, _command, _print_json)
     return parser
