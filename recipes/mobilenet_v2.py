@@ -14,6 +14,8 @@ def train(width: float = 0.35, epochs: int = 8):  # a Keras model
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.9  # 0.999 is for trainings a thousand times as long
     images, labels = training(SIDE, TRAINING)
-    model.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy")
+    steps = epochs * TRAINING // 32
+    rate = keras.optimizers.schedules.CosineDecay(3e-3, steps)
+    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
     model.fit(images, labels, batch_size=32, epochs=epochs, verbose=2)
     return model

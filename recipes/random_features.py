@@ -14,15 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 BATCH = 16
-RIDGE = 1e-2  # of the features' mean square
+RIDGE = 0.1  # of the features' mean square
 SHARPNESS = 8.0  # the fitted scores are near 0 and 1: this makes probabilities of them
 
 
 def fit_last_layer(model: Any, images: NDArray[np.float32], labels: NDArray[np.int32]) -> None:
-    """Set statistics from the first images, then the last layer, a softmax, from all of them."""
+    """Set statistics from the first images, then the last layer, a softmax, from all of them.
+
+    Images are float32, (n, side, side, 3); labels are classes, int32, (n,).
+    """
     import keras
 
-    set_statistics(model, images[: 2 * BATCH])
+    set_statistics(model, images[:BATCH])
     last = model.layers[-1]
     before = keras.Model(model.inputs, last.input)
     features = np.asarray(before.predict(images, batch_size=BATCH, verbose=2), np.float64)

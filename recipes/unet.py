@@ -39,7 +39,8 @@ def train(width: int = 16, pages: int = 800, epochs: int = 12):  # a Keras model
     x = up(up(third, second, 2 * width), first, width)
     x = layers.Conv2D(BACKGROUND + 1, 1, activation="softmax", name="classes")(x)
     model = keras.Model(page, x)
-    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
+    rate = keras.optimizers.schedules.CosineDecay(4e-3, epochs * pages // 16)
+    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
     model.fit(*_pages(pages, 0, TRAINING, seed=1), batch_size=16, epochs=epochs, verbose=2)
     return model
 
