@@ -184,7 +184,7 @@ def interval(values: Ratios) -> str:
 def chosen_table(found: dict[str, Chosen]) -> str:
     """A line for each recipe."""
     lines = [
-        "| recipe | best variant | accuracy, drop | its median | native | speed-up | 95% | figures |",
+        "| recipe | best variant | accuracy, drop | median | native | speed-up | 95% | figures |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for seed, (name, one) in enumerate(found.items()):
