@@ -7,7 +7,7 @@ runs once. A node's name is for people; its options, files and inputs are what i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -45,6 +45,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     machine: bool = False  # what it makes holds for this machine only
     engines: tuple[str, ...] = ()  # toolchains that it needs besides; their versions are observed
     device: str | None = None  # the kind of device whose facts go into its key
+    platform: str | None = None  # where a farm has such machines: it runs on one of them
 
 
 class Emulated(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,17 +148,19 @@ def plan(
     only_targets: Iterable[str] = (),
     platform: str,
     images: ImageInputs | None = None,
+    farm: Collection[str] = (),
 ) -> Graph:
     """The graph that makes every variant the recipes ask for, and with `images` theirs.
 
     `platform` is this machine's, as OCI names it: a variant's speed is measured only where it
-    would run. Raises FilesError where a recipe asks for what its targets do not have.
+    would run. `farm` are platforms of other machines that can run steps: what concerns a device of
+    theirs runs there. Raises FilesError where a recipe asks for what its targets do not have.
     """
     steps: dict[str, Step] = {}
     variants: dict[str, Variant] = {}
     chosen = frozenset(only_targets)
     for loaded in recipes:
-        planner = _Planner(loaded, targets, platform, images)
+        planner = _Planner(loaded, targets, platform, images, frozenset(farm))
         for variant in planner.variants(chosen):
             variants[variant.id] = variant
         steps.update(planner.steps)
@@ -173,6 +176,7 @@ class _Planner:
         targets: Mapping[str, Target],
         platform: str,
         images: ImageInputs | None,
+        farm: frozenset[str],
     ) -> None:
         self.loaded = loaded
         self.recipe: Recipe = loaded.recipe
@@ -180,6 +184,7 @@ class _Planner:
         self.targets = targets
         self.platform = platform
         self.images = images
+        self.farm = farm
         self.steps: dict[str, Step] = {}
         self._known: dict[str, str] = {}
 
@@ -219,8 +224,10 @@ class _Planner:
             name, precision, compilers, artifact, calibration, target.limits, emulation
         )
         engine = {**target.engine.options, **override.engine}
-        here = target.platform == self.platform and not target.runs_emulated
-        check = self._check(f"check-{label}", artifact, target.engine, engine, target.limits)
+        here = target.platform in {self.platform, *self.farm} and not target.runs_emulated
+        check = self._check(
+            f"check-{label}", artifact, target.engine, engine, target.limits, **self._there(target)
+        )
         files, hooks = hook_files(self.recipe.service, self.folder)
         return Variant(
             recipe=self.loaded.name,
@@ -489,6 +496,8 @@ class _Planner:
         if emulation and _compiles(use.step):
             inputs["gate"] = emulation.gate
         fields = self._scoring() if getattr(module, "SCORES", False) else {}
+        if _compiles(use.step) or getattr(module, "DEVICE", None):
+            fields |= self._there(self.targets[target])
         files: dict[str, str] = fields.pop("files", {})
         return self._add(
             f"{use.step}-{precision}" if emulation or "precision" in _fields(module) else use.step,
@@ -525,9 +534,10 @@ class _Planner:
         engine: EngineUse | Emulation,
         engine_options: Mapping[str, Any],
         limits: Limits,
+        **fields: Any,
     ) -> str:
         evaluation = self.recipe.evaluation
-        fields = self._scoring()
+        fields |= self._scoring()
         return self._add(
             name,
             "check",
@@ -580,7 +590,13 @@ class _Planner:
             engines=(target.engine.name,),
             alone=True,
             machine=True,
+            **self._there(target),
         )
+
+    def _there(self, target: Target) -> dict[str, Any]:
+        """What a step has besides that needs the device's own machine, where a farm has one."""
+        at_device = target.platform in self.farm and not target.runs_emulated
+        return {"platform": target.platform} if at_device else {}
 
 
 def _is_code(name: str) -> bool:

@@ -192,7 +192,7 @@ def run_elsewhere(
     if failure := answer.reply.failure:
         said = msgspec.structs.replace(failure, message=f"{failure.message} ({connection.where})")
         return msgspec.structs.replace(answer.reply, failure=said)
-    return msgspec.structs.replace(answer.reply, observed=_our_own(answer.reply.observed))
+    return msgspec.structs.replace(answer.reply, observed=our_own(answer.reply.observed))
 
 
 def ask(connection: Connection, toolchain: str, timeout_s: float) -> dict[str, dict[str, str]]:
@@ -221,7 +221,7 @@ def _with_log(reply: Reply) -> Reply:
     return msgspec.structs.replace(reply, failure=failure)
 
 
-def _our_own(observed: Facts) -> Facts:
+def our_own(observed: Facts) -> Facts:
     """What was observed there and can be looked at here: the user's own files, by relative names.
 
     Distributions there are the toolchain's; its identity stands for them.

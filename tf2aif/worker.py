@@ -32,6 +32,7 @@ from .toolchains import (
     Making,
     child_environment,
     command,
+    environment_facts,
     prepare,
     route,
     search_path,
@@ -66,6 +67,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Steps that ask for another number share no process: TensorFlow takes it once a process."""
     place: Place | None = None
     """Where the project wants the toolchain to run, if not as the table says."""
+    variables: dict[str, str] | None = None
+    """Those that can change results, of the machine that asked; None: this machine's own."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):

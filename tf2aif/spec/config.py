@@ -40,6 +40,25 @@ class Cache(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = 10.0
 
 
+class Farm(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A farm that runs steps."""
+
+    address: Annotated[
+        str, Meta(description="`HOST`, `HOST:PORT`, or `local`: a farm on this machine")
+    ]
+    tls: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(description="the folder of this machine's certificate"),
+    ] = None
+    toolchains: Annotated[
+        dict[str, str],
+        Meta(
+            description="toolchain -> how the label begins that is wanted of it, as "
+            "`tf2aif farm status` shows it; by default this machine's own version"
+        ),
+    ] = {}
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The settings of a project; without a file, each at its default."""
 
@@ -48,8 +67,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = {}
     cache: Annotated[Cache, Meta(description="shared caches")] = Cache()
     farm: Annotated[
-        Annotated[str, Meta(min_length=1)] | None,
-        Meta(description="the address of the farm that runs steps, if there is one"),
+        Annotated[str, Meta(min_length=1)] | Farm | None,
+        Meta(description="the farm that runs steps, or its address alone"),
     ] = None
 
 
