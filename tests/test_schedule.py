@@ -184,8 +184,9 @@ def test_what_rests_on_a_failure_is_not_expected_any_more() -> None:
     scheduler = Scheduler(works, {"b": ("a",)}, CAPACITY)
     scheduler.ask("a", 0.0)
     assert scheduler.grant(0.0) == ["a"]
-    scheduler.release("a")
+    scheduler.release("a", 5.0)
     scheduler.fail("a")
+    assert "b" not in scheduler.coming
     assert scheduler.remaining_s(5.0)[0] == 2.0
     assert scheduler.lost == {"a", "b"}
 
@@ -211,6 +212,20 @@ def test_room_is_not_kept_for_who_does_not_come() -> None:
     scheduler.ask("short", 10.001)
     assert scheduler.grant(10.0 + 2 * HOLD_S) == ["short"]
     assert scheduler.wake(11.0) is None
+
+
+def test_room_is_kept_while_what_a_step_made_is_being_noted() -> None:
+    works = {"a": work(1), "next": work(1), "measure": work(9, alone=True)}
+    scheduler = Scheduler(works, {"next": ("a",)}, CAPACITY)
+    scheduler.ask("a", 0.0)
+    assert scheduler.grant(0.0) == ["a"]
+    scheduler.ask("measure", 0.5)
+    scheduler.release("a", 1.0)
+    assert scheduler.grant(1.0) == []
+    scheduler.finish("a", 1.01)
+    assert scheduler.grant(1.01) == []
+    scheduler.ask("next", 1.02)
+    assert scheduler.grant(1.02) == ["next"]
 
 
 def test_room_is_kept_for_nobody_who_fits_beside() -> None:

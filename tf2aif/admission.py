@@ -28,7 +28,7 @@ SHARE = 0.9
 """Of the memory that we may use, what steps are to keep within."""
 ENOUGH = 1 << 20  # cores, where somebody else sees to it that no more run than there are
 
-Tell = Callable[[Literal["locked", "waits", "runs"], str, str], None]
+Tell = Callable[[Literal["locked", "waits", "runs", "over"], str, str], None]
 """Is told what a step does: its name, and what it waits for."""
 
 
@@ -109,8 +109,9 @@ class Admission:
             self._tell("runs", name, "")
             yield
         finally:
+            self._tell("over", name, "")
             with self._lock:
-                self._scheduler.release(name)
+                self._scheduler.release(name, time.monotonic())
                 self._serve()
 
     @contextmanager
@@ -206,7 +207,6 @@ class Admission:
         except BaseException:
             with self._lock:
                 self._scheduler.give_up(name)
-                self._scheduler.release(name)
                 self._serve()
             raise
         finally:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -20,11 +21,16 @@ from .folders import fresh_folder
 from .freshness import assess, declared
 from .graph import Step
 from .observed import current_value
+from .processes import machine_memory_mb
 from .records import ActionRecord
 from .store import CorruptBlob
 from .worker import Request
 from .workers import Workers
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .farm.run import FarmBuild
+    from .farm.seats import Seat
 
 Done = Literal["fresh", "restored", "ran"]
 
@@ -35,6 +41,8 @@ class Result(msgspec.Struct, frozen=True):
     done: Done
     wall_s: float
     reasons: tuple[str, ...] = ()
+    machine: str = ""
+    """The one of a farm that did it; empty: this one."""
 
 
 def bring_up_to_date(
@@ -49,14 +57,21 @@ def bring_up_to_date(
     with workspace.lock(step.id):
         verdict = assess(step, workspace)
         done: Done = "fresh"
+        machine = ""
         if again or verdict.state != "fresh":
-            with workspace.store.lock(verdict.key or step.id):
-                done = _make(step, workspace, workers, again=again)
-    return Result(done, time.monotonic() - start, verdict.reasons)
+            waiting = partial(workspace.note_locked, step.id)
+            with workspace.store.lock(verdict.key or step.id, waiting=waiting):
+                done, machine = _make(step, workspace, workers, again=again)
+    return Result(done, time.monotonic() - start, verdict.reasons, machine)
 
 
-def _make(step: Step, workspace: Workspace, workers: Workers, *, again: bool) -> Done:
-    """Restore the step or run it; what the store has is looked up again under its lock."""
+def _make(
+    step: Step, workspace: Workspace, workers: Workers, *, again: bool
+) -> tuple[Done, str]:
+    """Restore the step or run it; what the store has is looked up again under its lock.
+
+    What was done, and which machine of a farm did it.
+    """
     verdict = assess(step, workspace)
     record = verdict.record
     if record is None and verdict.key and not again and workspace.shared:
@@ -67,9 +82,26 @@ def _make(step: Step, workspace: Workspace, workers: Workers, *, again: bool) ->
             _restore(step, record, workspace)
         except CorruptBlob:
             return _make(step, workspace, workers, again=False)  # the store has dropped it
-        return "restored"
-    _run(step, workspace, workers)
-    return "ran"
+        return "restored", ""
+    farm = workspace.farm
+    if farm and (seat := farm.seat(step)):
+        return _run_in_farm(step, farm, seat, workspace)
+    with workspace.turn(step):
+        _run(step, workspace, workers)
+    return "ran", ""
+
+
+def _run_in_farm(
+    step: Step, farm: FarmBuild, seat: Seat, workspace: Workspace
+) -> tuple[Done, str]:
+    """Have a machine of the farm run it; its artifact is put in place here."""
+    facts = declared(step, workspace)
+    where = workspace.admission.afar(step.id, seat.label) if workspace.admission else nullcontext()
+    with where:
+        done = farm.run(step, seat)
+    _look_again(step, facts, workspace)
+    _restore(step, done.record, workspace)
+    return "ran" if done.ran else "restored", done.machine
 
 
 def _restore(step: Step, record: ActionRecord, workspace: Workspace) -> None:
@@ -83,7 +115,8 @@ def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
     facts = declared(step, workspace)  # hashed before the step reads them
     log = workspace.log(step)
     with fresh_folder(workspace.artifact(step)) as out:
-        with workspace.store.lock("machine", shared=not step.alone):  # who measures is alone
+        alone = step.alone and not _is_far(step, workspace)  # who measures is
+        with workspace.store.lock("machine", shared=not alone):
             outcome = workers.run(
                 request_for(step, workspace, out),
                 log=log,
@@ -114,17 +147,22 @@ def _run(step: Step, workspace: Workspace, workers: Workers) -> None:
 
 def _default_memory_mb(step: Step, workspace: Workspace) -> int | None:
     """What the machine bears that the step runs on; another one knows it for itself."""
+    return None if _is_far(step, workspace) else machine_limit_mb()
+
+
+def _is_far(step: Step, workspace: Workspace) -> bool:
+    """Whether it runs on another machine."""
     place = workspace.places.place(step.toolchain)
-    return None if place and place.kind == "ssh" else machine_limit_mb()
+    return place is not None and place.kind == "ssh"
 
 
 @cache
 def machine_limit_mb() -> int:
-    """What a step may use where its target says nothing: 90% of this machine's memory, MiB.
+    """What a step may use where its target says nothing: 90% of what we may use here, MiB.
 
     Ending one step, and saying why, is better than leaving the choice to the kernel.
     """
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 9 // 10 >> 20
+    return machine_memory_mb() * 9 // 10
 
 
 def request_for(step: Step, workspace: Workspace, out: Path) -> Request:

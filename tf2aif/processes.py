@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from .capacity import memory_mb
+
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 # Runs a command in a group with a small process that kills the group once the pipe at descriptor 0
 # closes. The kernel closes our end of it however we end, by SIGKILL too.
@@ -65,8 +68,15 @@ def run_guarded(
 
 
 def machine_memory_mb() -> int:
-    """MiB that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    """MiB that we may use of this machine's."""
+    return memory_mb()
+
+
+def tree_cpu_s(pid: int) -> float:
+    """CPU seconds of a process, its descendants, and those of them that ended; 0 if it is gone."""
+    # `proc(5)`: utime, stime, cutime, cstime stand behind the name, which may hold spaces.
+    stats = (_read(f"/proc/{each}/stat").rpartition(")")[2].split() for each in _tree(pid))
+    return sum(sum(map(int, fields[11:15])) for fields in stats) / _TICKS
 
 
 def tree_memory_mb(pid: int, limit_mb: float | None = None) -> float:

@@ -18,7 +18,7 @@ from .estimates import Work
 
 PASSES = 16
 """How many steps may fill gaps before one that waits, should the estimates be wrong."""
-HOLD_S = 0.05
+HOLD_S = 0.1
 """How long room is kept for a step that must come at once, since all that it reads is there."""
 
 Needs = Mapping[str, int]
@@ -56,6 +56,7 @@ class Scheduler:
         self.running: dict[str, float] = {}  # step -> since when
         self.waiting: dict[str, float] = {}
         self.done: set[str] = set()
+        self.ended: set[str] = set()  # their room is free; what they made is being noted
         self.lost: set[str] = set()  # what they rest on has failed
         self.coming: dict[str, float] = {}  # ready and expected at once -> since when
         self._passed: dict[str, int] = {}
@@ -71,12 +72,15 @@ class Scheduler:
         self.waiting[name] = now
 
     def give_up(self, name: str) -> None:
-        """It does not want to run any more."""
+        """It does not want to run any more, or not even now that it may."""
         self.waiting.pop(name, None)
-
-    def release(self, name: str) -> None:
-        """It has ended, well or not; its room is free."""
         self.running.pop(name, None)
+
+    def release(self, name: str, now: float) -> None:
+        """It has ended, well or not; its room is free, and what reads it may come at once."""
+        self.running.pop(name, None)
+        self.ended.add(name)
+        self._expect_readers(name, now)
 
     def finish(self, name: str, now: float) -> None:
         """What it makes is there: up to date, restored, or made."""
@@ -84,12 +88,11 @@ class Scheduler:
         self.coming.pop(name, None)
         if name in self.works and name not in self.done:
             self.done.add(name)
-            for reader in self.readers[name]:
-                if self.inputs[reader] <= self.done:
-                    self._expect(reader, now)
+            self._expect_readers(name, now)
 
     def fail(self, name: str) -> None:
         """It failed, so what rests on it will not run."""
+        self.ended.discard(name)
         for lost in self._below(name):
             self.lost.add(lost)
             self.coming.pop(lost, None)
@@ -101,6 +104,11 @@ class Scheduler:
             for name in self.works:
                 if not self.inputs[name]:
                     self._expect(name, now)
+
+    def _expect_readers(self, name: str, now: float) -> None:
+        for reader in self.readers[name]:
+            if self.inputs[reader] <= self.done | self.ended:
+                self._expect(reader, now)
 
     def _expect(self, name: str, now: float) -> None:
         here = name in self.done or name in self.waiting or name in self.running
@@ -270,7 +278,7 @@ def simulate(
         now = min(ends.values())
         for name in [n for n, end in ends.items() if end <= now]:
             del ends[name]
-            scheduler.release(name)
+            scheduler.release(name, now)
             scheduler.finish(name, now)
     return spans
 

@@ -274,8 +274,18 @@ class _Reporter(ZeroReporter):  # type: ignore[misc]
         self.errors.append(msg)
 
 
+THREADS = 256
+"""Steps that may wait for their turn at once: all that are handed over, in all but huge builds."""
+
+
 def run(build: Build, *, jobs: int = 1) -> None:
-    """Bring all variants of the build up to date, `jobs` steps at a time."""
+    """Bring all variants of the build up to date, `jobs` cores' worth of steps at a time.
+
+    doit hands over what is ready to as many threads; `tf2aif.admission` chooses who runs.
+    """
+    build.schedule(jobs)
+    one = jobs == 1 and build.workspace.farm is None
+    threads = 1 if one else min(THREADS, len(build.runnable) + len(build.graph.variants))
     reporter = _Reporter(build)
     loader = _Loader(build)
     extra = {"GLOBAL": {"reporter": reporter}, "BACKEND": {"tf2aif": "tf2aif.tasks:Backend"}}
@@ -285,12 +295,14 @@ def run(build: Build, *, jobs: int = 1) -> None:
     here = os.getcwd()
     os.chdir(build.workspace.project)
     try:
-        parallel = ["-n", str(jobs)] if jobs > 1 else []
+        parallel = ["-n", str(threads)] if threads > 1 else []
         command.parse_execute([*parallel, *build.graph.variants])
     except (sqlite3.Error, DatabaseException) as error:
         raise _no_database(build, error) from error
     finally:
         os.chdir(here)
+        if build.chronicle is not None:
+            build.chronicle.stop()
     if reporter.errors:
         raise Tf2aifError("; ".join(reporter.errors))
 

@@ -77,6 +77,7 @@ class _Span(msgspec.Struct):
     handed: float
     asked: float | None = None
     runs: float | None = None
+    left: float | None = None
     end: float | None = None
     done: Done | Literal["variant"] = "failed"
     where: str = ""
@@ -112,6 +113,12 @@ class Chronicle:
             if span := self._spans.get(name):
                 span.runs, span.needs, span.where = time.monotonic(), needs, where
 
+    def leave(self, name: str) -> None:
+        """Its turn is over, and with that what it took: others go before its end is told."""
+        with self._lock:
+            if span := self._spans.get(name):
+                span.left = time.monotonic()
+
     def end(
         self,
         name: str,
@@ -130,7 +137,7 @@ class Chronicle:
                 self._fresh.add(name)
                 self._spans.pop(name, None)
             elif span is not None:
-                span.end, span.done = time.monotonic(), done
+                span.end, span.done = span.left or time.monotonic(), done
                 span.cpu_s, span.peak_mb = cpu_s, peak_mb
                 span.where = where or span.where
 
@@ -138,7 +145,8 @@ class Chronicle:
         """Seconds since the step's turn began, or since it was handed over if it needed none."""
         with self._lock:
             span = self._spans[name]
-            return time.monotonic() - (span.handed if span.runs is None else span.runs)
+            end = time.monotonic() if span.left is None else span.left
+            return end - (span.handed if span.runs is None else span.runs)
 
     @contextmanager
     def variant(self, name: str) -> Iterator[None]:
@@ -285,7 +293,7 @@ def _complete(pid: int, step: BuiltStep) -> dict[str, Any]:
         "pid": pid,
         "tid": step.lane + 1,
         "ts": _us(step.start_s),
-        "dur": _us(step.seconds),
+        "dur": _us(step.start_s + step.seconds) - _us(step.start_s),
         "args": about,
     }
 

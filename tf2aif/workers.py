@@ -12,6 +12,7 @@ A step whose toolchain is on another machine or in a container is sent there (`t
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import shutil
@@ -20,7 +21,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -30,7 +31,7 @@ from .errors import StepFailed
 from .facts import Facts
 from .observed import current_value
 from .postmortem import cause_of_death, command_by_hand, full_message, oom_kills
-from .processes import tree_memory_mb
+from .processes import tree_cpu_s, tree_memory_mb
 from .toolchains import Making, prepare, route
 from .trials import kept_trials
 from .worker import Failure, Reply, Request, Task, failed_reply, worker_command
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .offload import Trip
     from .toolchains.connection import Connection
 
-__all__ = ["Outcome", "Request", "Workers", "current_value", "write_request"]
+__all__ = ["Outcome", "Request", "Workers", "current_value", "outcome_of", "write_request"]
 
 POLL_S = 0.1
 _Key = tuple[str, int | None, str, tuple[tuple[str, str], ...]]
@@ -68,6 +69,8 @@ class Workers:
         self._idle: dict[_Key, list[_Process]] = {}
         self._busy: set[_Process | Trip] = set()
         self._closed = False
+        self.idle_room_mb: Callable[[], float] = lambda: math.inf
+        """How much the processes may hold that do nothing, MiB; asked before one more starts."""
 
     def __enter__(self) -> Workers:
         return self
@@ -91,15 +94,7 @@ class Workers:
         process first.
         """
         reply = self.attempt(request, log=log, timeout_s=timeout_s, memory_mb=memory_mb)
-        if reply.failure:
-            _refuse(request, log, reply.failure)
-        return Outcome(
-            result=reply.result,
-            observed=reply.observed,
-            wall_s=reply.wall_s,
-            cpu_s=reply.cpu_s,
-            peak_mb=reply.peak_mb,
-        )
+        return outcome_of(request, log, reply)
 
     def attempt(
         self,
@@ -189,6 +184,7 @@ class Workers:
         argv, environment = worker_command(request)
         key = (request.toolchain, request.threads, argv[0], tuple(sorted(environment.items())))
         process = self._take(key, memory_mb) if request.code is None else None
+        self._make_room()
         process = process or _Process(argv, environment, log)
         process.reusable = False
         try:
@@ -201,6 +197,7 @@ class Workers:
                 self._busy.discard(process)
                 keep = process.reusable and not self._closed
                 if keep:
+                    process.idle_since = time.monotonic()
                     self._idle.setdefault(key, []).append(process)
             if not keep:
                 process.end()
@@ -216,6 +213,25 @@ class Workers:
             if process.is_alive() and (not memory_mb or process.memory_mb() < memory_mb / 2):
                 return process
             process.end()
+
+    def _make_room(self) -> None:
+        """End idle processes, those that were idle for longest first, until the rest has room."""
+        room_mb = self.idle_room_mb()
+        while room_mb < math.inf:
+            with self._lock:
+                idle = [(p.idle_since, key, p) for key, group in self._idle.items() for p in group]
+                if sum(process.memory_mb() for *_, process in idle) <= room_mb:
+                    return
+                _, key, oldest = min(idle, key=lambda one: one[0])
+                self._idle[key].remove(oldest)
+            oldest.end()
+
+    def cpu_s(self) -> float:
+        """CPU seconds that the processes have used which still live."""
+        with self._lock:
+            idle = [process for group in self._idle.values() for process in group]
+            busy = [process for process in self._busy if isinstance(process, _Process)]
+            return sum(process.cpu_s() for process in (*idle, *busy))
 
     def _fail_if_closed(self, request: Request, log: Path) -> None:
         if self._closed:
@@ -262,6 +278,7 @@ class _Process:
                 os.close(fd)
         self.peak_mb = 0.0
         self.reusable = False
+        self.idle_since = 0.0
 
     def perform(self, task: Task, timeout_s: float | None, memory_mb: float | None) -> Reply:
         """Have one step run. Raises _Died where no reply comes."""
@@ -318,6 +335,10 @@ class _Process:
         """MiB resident in it and in what it started."""
         return tree_memory_mb(self._popen.pid, limit_mb)
 
+    def cpu_s(self) -> float:
+        """CPU seconds that it and what it started have used."""
+        return tree_cpu_s(self._popen.pid)
+
     def signal_group(self) -> None:
         """Kill it and all that it started. Its guard keeps the group's number taken until `end`."""
         if self._lifeline < 0:
@@ -352,6 +373,19 @@ def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def outcome_of(request: Request, log: Path, reply: Reply) -> Outcome:
+    """What a reply says. Raises StepFailed as `Workers.run` does."""
+    if reply.failure:
+        _refuse(request, log, reply.failure)
+    return Outcome(
+        result=reply.result,
+        observed=reply.observed,
+        wall_s=reply.wall_s,
+        cpu_s=reply.cpu_s,
+        peak_mb=reply.peak_mb,
+    )
 
 
 def write_request(request: Request, path: Path) -> str:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,9 @@ from .toolchains import Missing
 from .toolchains.places import Places
 
 if TYPE_CHECKING:
+    from .admission import Admission
+    from .farm.run import FarmBuild
+    from .farm.seats import Seat
     from .remotes.shared import Shared
 
 
@@ -41,6 +44,10 @@ class Workspace:
         self.private = self.build / ".tf2aif"
         self.shared: Shared | None = None
         """The shared caches of this build, where it has some."""
+        self.admission: Admission | None = None
+        """Who says when a step may run; without it, at once."""
+        self.farm: FarmBuild | None = None
+        """The farm that runs the steps it can run, where this build has one."""
 
     @cached_property
     def stats(self) -> StatCache:
@@ -59,8 +66,18 @@ class Workspace:
 
     def lacks(self, step: Step) -> Missing | None:
         """The toolchain that the step cannot do without and that is nowhere to be had, if any."""
-        tools = (self.places.identity(name) for name in (step.toolchain, *step.engines))
-        return next((tool for tool in tools if isinstance(tool, Missing)), None)
+        if self.seat(step):
+            return None
+        names = (step.toolchain, *step.engines)
+        tools = {name: self.places.identity(name) for name in names}
+        for name, tool in tools.items():
+            if isinstance(tool, Missing):
+                return self.farm.missing(name, tool) if self.farm else tool
+        return None
+
+    def seat(self, step: Step) -> Seat | None:
+        """Where the step runs in the build's farm; None: as without one."""
+        return self.farm.seat(step) if self.farm else None
 
     @cached_property
     def store(self) -> Store:
@@ -94,8 +111,18 @@ class Workspace:
     @contextmanager
     def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
         """One holder at a time in this tree (or any number of shared ones), over all processes."""
-        with locked(self.private / "locks" / name.replace("/", "%"), shared=shared):
+        path = self.private / "locks" / name.replace("/", "%")
+        with locked(path, shared=shared, waiting=partial(self.note_locked, name)):
             yield
+
+    def turn(self, step: Step) -> AbstractContextManager[None]:
+        """The step's turn: it begins when there are cores, memory and devices for it."""
+        return self.admission.turn(step.id) if self.admission else nullcontext()
+
+    def note_locked(self, step: str) -> None:
+        """Tell that the step waits for a lock."""
+        if self.admission:
+            self.admission.locked(step)
 
     def _state(self, step: Step | str) -> Path:
         return self.artifact(step).with_name(f"{_split(step)[1]}.json")
