@@ -50,7 +50,8 @@ class Option(Struct, frozen=True, kw_only=True):
     cores: int
     memory_mb: int
     resources: Mapping[str, int]
-    power_uw: int | None  # of the service's whole load on it, beside idle nodes; None: not known
+    request_j: float | None  # joules of one request, beside idle nodes; None: not known
+    power_uw: int | None  # of the service's whole load on it: the same in whole numbers
     notes: tuple[str, ...] = ()
 
 

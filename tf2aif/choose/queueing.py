@@ -11,6 +11,7 @@ Queues", 2nd edition (2003), chapters VIII.5 and XIII.5.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 from msgspec import Struct
@@ -34,8 +35,10 @@ _MOST = 600.0  # of the exponent: e^600 is still a float
 class ServiceTimes(Struct, frozen=True):
     """How long one request takes without a queue: (milliseconds, share), fastest first.
 
-    Only measured values are in it. A request between two percentiles is given the slower one, so
-    that it is never faster than what was measured; one beyond the last percentile is given that.
+    Only measured values are in it. A request between two percentiles takes either of them, with
+    the odds that give the measured mean: nothing between the same ends with that mean varies more,
+    so it waits no longer in truth. Where no mean is known it takes the slower one. A request
+    beyond the last percentile that was measured is given that one.
     """
 
     atoms: tuple[tuple[float, float], ...]
@@ -46,26 +49,59 @@ class ServiceTimes(Struct, frozen=True):
         """The mean of `atoms`."""
         return sum(value * share for value, share in self.atoms)
 
+    def at(self, level: float) -> float:
+        """The latency, ms, that this share of requests does not go beyond."""
+        below = 0.0
+        for value, share in self.atoms:
+            below += share
+            if below >= level - 1e-9:
+                return value
+        return self.atoms[-1][0]
+
 
 def service_times(latency: Percentiles) -> ServiceTimes | None:
     """The distribution that the measured percentiles say; None where none was measured.
 
     >>> service_times(Percentiles(p50_ms=1.0, p90_ms=2.0)).atoms
     ((1.0, 0.5), (2.0, 0.5))
+    >>> service_times(Percentiles(mean_ms=1.3, p50_ms=1.0, p90_ms=2.0)).atoms
+    ((1.0, 0.7), (2.0, 0.3))
     """
-    atoms: list[tuple[float, float]] = []
-    before = value = 0.0
+    pieces = list(_pieces(latency))  # (share, faster end, slower end)
+    if not pieces or pieces[-1][2] <= 0:
+        return None
+    slow = sum(share * high for share, _, high in pieces)
+    fast = sum(share * low for share, low, _ in pieces)
+    odds = 1.0
+    if latency.mean_ms is not None and slow > fast:
+        odds = min(1.0, max(0.0, (latency.mean_ms - fast) / (slow - fast)))
+    atoms: dict[float, float] = {}
+    for share, low, high in pieces:
+        atoms[low] = atoms.get(low, 0.0) + share * (1 - odds)
+        atoms[high] = atoms.get(high, 0.0) + share * odds
+    kept = tuple((value, round(share, 12)) for value, share in atoms.items() if share > 1e-12)
+    return ServiceTimes(kept, max(_measured(latency)))
+
+
+def _measured(latency: Percentiles) -> dict[float, float]:
+    """Share of requests -> the percentile that was measured; never less than one below."""
+    found, value = {}, 0.0
     for field, level in LEVELS.items():
         measured = getattr(latency, field)
         if measured is not None:
-            value = max(value, measured)
-            atoms.append((value, level - before))
-            before = level
-    if not atoms or value <= 0:
-        return None
-    last, share = atoms[-1]
-    atoms[-1] = (last, share + 1 - before)
-    return ServiceTimes(tuple(atoms), before)
+            found[level] = value = max(value, measured)
+    return found
+
+
+def _pieces(latency: Percentiles) -> Iterator[tuple[float, float, float]]:
+    """Shares of requests, and between which two times they are."""
+    known = _measured(latency)
+    before, low = 0.0, 0.0
+    for level, value in known.items():
+        yield level - before, low or value, value
+        before, low = level, value
+    if known:
+        yield 1 - before, low, low
 
 
 def late_share(times: ServiceTimes, rate: float, deadline_ms: float) -> float:

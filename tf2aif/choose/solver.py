@@ -60,9 +60,7 @@ class Solution(Struct, frozen=True, kw_only=True):
     exact: bool  # each node was a bin of its own
 
 
-def solve(
-    problem: Problem, order: Sequence[str], start: Plan, effort: float = EFFORT
-) -> Solution:
+def solve(problem: Problem, order: Sequence[str], start: Plan, effort: float = EFFORT) -> Solution:
     """The solver's plan: from `start`, a greedy one, on; never a worse one.
 
     Raises Tf2aifError where OR-tools is not installed.
@@ -239,7 +237,9 @@ class _Model:
             return [(1, var) for counts in self.counts.values() for var in counts.values()]
         nodes = [problem.classes[of] for of, _ in self.bins]
         if name in ("cost_u", "cost_unknown"):
-            known = [one.cost_u or 0 if name == "cost_u" else int(one.cost_u is None) for one in nodes]
+            known = [
+                one.cost_u or 0 if name == "cost_u" else int(one.cost_u is None) for one in nodes
+            ]
             return list(zip(known, self.open, strict=True))
         split = [(_weight(problem, number, name), var) for number, var in self.parts.items()]
         if name == "energy_unknown":
@@ -320,9 +320,7 @@ def _relax(model: Any) -> tuple[list[Any], Any]:
     relaxed, proto = pywraplp.Solver.CreateSolver("GLOP"), model.proto
     far, tops = relaxed.infinity(), [list(one.domain)[-1] for one in proto.variables]
     ends = [max(1, top) for top in tops]
-    variables = [
-        relaxed.NumVar(0.0, top / end, "") for top, end in zip(tops, ends, strict=True)
-    ]
+    variables = [relaxed.NumVar(0.0, top / end, "") for top, end in zip(tops, ends, strict=True)]
     for constraint in proto.constraints:
         linear = constraint.linear
         factors = [f * ends[v] for v, f in zip(linear.vars, linear.coeffs, strict=True)]
