@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ..bench.record import BenchRecord, ScenarioFigures
     from ..client.machine import Machine
 
-LAST_BUILD = Path(".tf2aif", timeline.FILE)
-
 
 def collect(build: Path, project: str, made_at: datetime) -> Report:
     """All that a build folder tells; `made_at` is in UTC. Raises FilesError where it is empty."""
@@ -52,7 +50,7 @@ def collect(build: Path, project: str, made_at: datetime) -> Report:
         variants=tuple(_numbered(found)),
         unread=unread,
         steps=tuple(_steps(build)),
-        build=_last_build(build / LAST_BUILD),
+        build=_last_build(build),
         placement=_document(build / "placement.json"),
         simulation=_document(build / "simulation.json"),
     )
@@ -69,7 +67,7 @@ def _numbered(found: Iterable[ReportVariant]) -> Iterator[ReportVariant]:
 
 
 def _variant(folder: Path, record: VariantRecord) -> ReportVariant:
-    benches = _benches(folder, record)
+    benches = _benches(folder)
     return ReportVariant(
         number=1,
         id=f"{record.recipe}/{record.variant}",
@@ -191,12 +189,11 @@ def describe(machine: Machine) -> str:
 # What `tf2aif bench` left.
 
 
-def _benches(folder: Path, record: VariantRecord) -> tuple[BenchRecord, ...]:
-    """The records of the artifact that stands there, newest first."""
+def _benches(folder: Path) -> tuple[BenchRecord, ...]:
+    """What was measured of the variant that stands there, newest first."""
     from ..bench.record import read_records  # imports numpy
 
-    found = (one for one in read_records(folder) if one.artifact == record.artifact)
-    return tuple(sorted(found, key=lambda one: one.measured_at, reverse=True))
+    return tuple(sorted(read_records(folder), key=lambda one: one.measured_at, reverse=True))
 
 
 def _newest(benches: Iterable[Bench]) -> Iterable[Bench]:
@@ -225,9 +222,15 @@ def _bench(record: BenchRecord) -> Iterator[Bench]:
             cold_start_s=record.cold_start_s,
             memory_bytes=record.memory_bytes,
             stable=figures.server.stable and (figures.engine is None or figures.engine.stable),
-            doubts=record.doubts,
+            doubts=tuple(_doubts(record, figures.scenario)),
             emulates=record.emulates,
         )
+
+
+def _doubts(record: BenchRecord, scenario: str) -> Iterator[str]:
+    """What speaks against this scenario: what is of another one does not."""
+    others = tuple(f"{one.scenario}, " for one in record.scenarios if one.scenario != scenario)
+    yield from (doubt for doubt in record.doubts if not doubt.startswith(others))
 
 
 def _interval(figures: ScenarioFigures) -> Interval | None:
@@ -262,11 +265,10 @@ def _steps(build: Path) -> Iterator[StepTime]:
         )
 
 
-def _last_build(path: Path) -> LastBuild | None:
+def _last_build(build: Path) -> LastBuild | None:
     """What the last build left; None where none did, or another version."""
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=timeline.LastBuild)
-    except (OSError, msgspec.DecodeError):
+    found = timeline.read_last(build / ".tf2aif")
+    if found is None:
         return None
     started = datetime.fromtimestamp(found.started, UTC).isoformat(timespec="seconds")
     return LastBuild(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -15,9 +16,9 @@ def timing_on(variant: ReportVariant, machine: str) -> Timing | None:
 
 
 def machines_of(variants: Iterable[ReportVariant]) -> tuple[str, ...]:
-    """The machines on which any of them was timed, in the order in which they are met."""
-    found = (t.machine for variant in variants for t in variant.timings if not t.emulates)
-    return tuple(dict.fromkeys(found))
+    """The machines on which any of them was timed; first the one with the most of them."""
+    found = Counter(t.machine for v in variants for t in v.timings if not t.emulates)
+    return tuple(machine for machine, _ in found.most_common())
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:

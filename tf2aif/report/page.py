@@ -154,7 +154,7 @@ def _tiles(report: Report) -> Iterator[Tile]:
     for state in STATES:
         number = sum(variant.state == state for variant in report.variants)
         if number:
-            yield Tile(f"{ICONS[state]} {state}", str(number), MEANINGS[state])
+            yield Tile(f"{ICONS[state]} {state}", str(number))
     if report.build:
         made = report.build
         done = f"{made.ran} ran, {made.restored} restored, {made.fresh} up to date"
@@ -212,8 +212,7 @@ def _bench_table(report: Report) -> TableView:
 
 def _bench_row(variant: ReportVariant, one: Bench) -> Cells:
     speedup = f"{ratio(one.speedup.ratio)} ({interval(one.speedup)})" if one.speedup else NOTHING
-    doubts = "" if one.stable else "unstable"
-    doubts = "; ".join(filter(None, [doubts, *one.doubts])) or "stable"
+    doubts = "; ".join(one.doubts) or ("stable" if one.stable else "unstable")
     if one.emulates:
         doubts += f"; emulates {one.emulates}: not the device's times"
     source = f", from {one.imported_from}" if one.imported_from else ""

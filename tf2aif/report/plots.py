@@ -58,19 +58,21 @@ def accuracy_plot(
     with style():
         figure = new_figure(300 if len(points) <= 24 else 440)
         height = figure.bbox.height
-        axes = figure.add_axes((0.16, 42 / height, 0.81, 1 - 62 / height))
+        axes = figure.add_axes((0.16, 42 / height, 0.81, 1 - 68 / height))
         axes.set_xscale("log")
         axes.grid(True)
         axes.tick_params(length=0)
         axes.set_xlabel("latency, median of one run (ms)")
-        axes.set_title(metric, loc="left", fontsize=FONT_PX, color=COLOURS["muted"], x=-0.17)
+        axes.set_title(
+            metric, loc="left", fontsize=FONT_PX, color=COLOURS["muted"], x=-0.17, pad=10
+        )
         _limits(axes, points, gate)
-        spread_ticks(figure, axes)
+        spread_ticks(axes)
         taken = _front(axes, [point for point in points if point.front])
         taken += [_gate_line(axes, gate)] if gate is not None else []
         for point in points:
             _mark(axes, point)
-        _numbers(figure, axes, points, taken)
+        _numbers(axes, points, taken)
         tips = {f"p{point.number}": point.tip for point in points}
         return render(figure, name, label, tips)
 
@@ -123,10 +125,10 @@ def _mark(axes: Axes, point: Point) -> None:
     drawn.set_gid(f"p{point.number}")
 
 
-def _numbers(figure: Figure, axes: Axes, points: Sequence[Point], taken: Sequence[Box]) -> None:
+def _numbers(axes: Axes, points: Sequence[Point], taken: Sequence[Box]) -> None:
     """A number for each mark, and a thin line to it where it stands farther off."""
     places = [tuple(axes.transData.transform((p.latency_ms, p.accuracy))) for p in points]
-    sizes = [_number_size(figure, point) for point in points]
+    sizes = [_number_size(point) for point in points]
     bounds = axes.get_window_extent()
     inside = Box(bounds.x0 + 1, bounds.y0 + 2, bounds.x1, bounds.y1)
     found = place_labels(places, sizes, inside, taken)
@@ -145,12 +147,12 @@ def _numbers(figure: Figure, axes: Axes, points: Sequence[Point], taken: Sequenc
         )  # fmt: skip
 
 
-def _number_size(figure: Figure, point: Point) -> tuple[float, float]:
-    width = text_width(figure, str(point.number), NUMBER_PX, fontweight="bold")
+def _number_size(point: Point) -> tuple[float, float]:
+    width = text_width(str(point.number), NUMBER_PX, bold=True)
     return width + 4, NUMBER_PX + 4.0  # a browser's line is a little higher than the glyphs
 
 
-def spread_ticks(figure: Figure, axes: Axes, shown: Callable[[float], str] = "{:g}".format) -> None:
+def spread_ticks(axes: Axes, shown: Callable[[float], str] = "{:g}".format) -> None:
     """Ticks of a logarithmic x axis: as many as have room for their labels, at round numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -163,7 +165,7 @@ def spread_ticks(figure: Figure, axes: Axes, shown: Callable[[float], str] = "{:
     ]
     few = not candidates or len(candidates[0]) < 3
     ordered = [*linear, *candidates] if few else [*candidates, *linear]
-    ticks = next((t for t in ordered if len(t) > 1 and _roomy(figure, axes, t, shown)), [low, high])
+    ticks = next((t for t in ordered if len(t) > 1 and _roomy(axes, t, shown)), [low, high])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if t > 0]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
@@ -174,14 +176,12 @@ def _decades(low: float, high: float, digits: Sequence[int]) -> list[float]:
     return [value for value in values if low <= value <= high]
 
 
-def _roomy(
-    figure: Figure, axes: Axes, ticks: Sequence[float], shown: Callable[[float], str]
-) -> bool:
+def _roomy(axes: Axes, ticks: Sequence[float], shown: Callable[[float], str]) -> bool:
     """Whether the labels of all ticks stand apart."""
     end = 0.0
     for place, tick in enumerate(ticks):
         middle = axes.transData.transform((tick, 1))[0]
-        half = text_width(figure, shown(tick), NUMBER_PX) / 2
+        half = text_width(shown(tick), NUMBER_PX) / 2
         if place and middle - half < end + 6:
             return False
         end = middle + half
@@ -216,7 +216,7 @@ def interval_plot(name: str, rows: Sequence[Row], label: str, unit: str) -> str:
         room = max((high / low) ** 0.06, 1.1)
         axes.set_xlim(low / room, high * room)
         axes.axvline(1, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        spread_ticks(figure, axes, "{:g}×".format)
+        spread_ticks(axes, "{:g}×".format)
         for place, row in enumerate(rows):
             _interval(axes, place, row, lows[place], highs[place])
         return render(figure, name, label, {f"r{i}": row.tip for i, row in enumerate(rows)})
@@ -260,11 +260,11 @@ def _row_axes(rows: Sequence[Row], unit: str, *, axis: bool) -> tuple[Figure, Ax
 
 def _row_text(figure: Figure, rows: Sequence[Row], above: float) -> tuple[float, float]:
     """Write number, name, value and note of each row; what is left between, from and to."""
-    numbers, names, values, notes = _columns(figure, rows)
+    numbers, names, values, notes = _columns(rows)
     right = WIDTH - notes
     for place, row in enumerate(rows):
         y = 1 - (above + ROW_PX * (place + 0.5)) / figure.bbox.height
-        name = fit(figure, row.name, names, fontweight="bold")
+        name = fit(row.name, names, bold=True)
         cells = [
             (str(row.number or ""), numbers - 6, "right", "muted", FONT_PX, False),
             (name, numbers, "left", "ink", FONT_PX, row.strong),
@@ -279,11 +279,11 @@ def _row_text(figure: Figure, rows: Sequence[Row], above: float) -> tuple[float,
     return numbers + names + 10, right - values - 10
 
 
-def _columns(figure: Figure, rows: Sequence[Row]) -> tuple[float, float, float, float]:
+def _columns(rows: Sequence[Row]) -> tuple[float, float, float, float]:
     """The widths of numbers, names, values and notes, CSS pixels."""
 
     def widest(texts: Iterable[str], size: float = FONT_PX) -> float:
-        return max(text_width(figure, text, size, fontweight="bold") for text in texts)
+        return max(text_width(text, size, bold=True) for text in texts)
 
     numbered = [str(row.number) for row in rows if row.number is not None]
     notes = widest((row.note for row in rows), NUMBER_PX)

@@ -161,22 +161,24 @@ def extent(artist: Any) -> tuple[float, float, float, float]:
     return float(box.x0), float(box.y0), float(box.x1), float(box.y1)
 
 
-def text_width(figure: Figure, text: str, size: float = FONT_PX, **how: Any) -> float:
-    """How wide a text is in the figure's own font, CSS pixels."""
+@cache
+def text_width(text: str, size: float = FONT_PX, *, bold: bool = False) -> float:
+    """How wide a text is in the font that figures are laid out with, CSS pixels."""
+    from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    drawn = Text(0, 0, text, fontsize=size, **how)
-    drawn.set_figure(figure)
+    drawn = Text(0, 0, text, fontsize=size, fontweight="bold" if bold else "normal")
+    drawn.set_figure(Figure(dpi=72))
     left, _, right, _ = extent(drawn)
     return right - left
 
 
-def fit(figure: Figure, text: str, width: float, **how: Any) -> str:
+def fit(text: str, width: float, *, bold: bool = False) -> str:
     """The text, its middle left out where it is wider than that: both its ends tell it apart."""
-    if text_width(figure, text, **how) <= width:
+    if text_width(text, bold=bold) <= width:
         return text
     for keep in range(len(text) - 1, 1, -1):
         short = f"{text[: (keep + 1) // 2]}…{text[-(keep // 2) :]}"
-        if text_width(figure, short, **how) <= width:
+        if text_width(short, bold=bold) <= width:
             return short
     return "…"
