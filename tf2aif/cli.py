@@ -21,6 +21,7 @@ from .cli_cache import add_cache_command, add_remote_flag
 from .cli_choose import add_choose_commands
 from .cli_deploy import add_deploy_command
 from .cli_images import add_image_commands, add_image_flag
+from .cli_place import add_place_commands
 from .cli_report import add_report_command
 from .cli_serving import PASSED_ON, add_serving_commands, pass_on
 from .cli_verify import add_verify_command
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add_deploy_command(commands, _command, _print_json)
     add_report_command(commands, _command, _print_json)
     add_choose_commands(commands, _command, _print_json)
+    add_place_commands(commands, _command, _print_json)
     return parser
 
 
