@@ -18,7 +18,7 @@ from .objective import QUANTITIES, Objective
 from .problem import NodeClass, Option, Problem, Refusal, Wanted
 from .queueing import LEVELS, ServiceTimes, highest_rate, service_times
 from .select import Place
-from .services import Service, Services
+from .services import FleetService, Services
 
 UTILISATION = 0.8
 """By default a replica is planned to be busy at most this share of the time."""
@@ -91,7 +91,7 @@ class _Judge:
     """Which variants answer one service on which nodes."""
 
     def __init__(
-        self, index: int, service: Service, utilisation: float, conditions: Conditions
+        self, index: int, service: FleetService, utilisation: float, conditions: Conditions
     ) -> None:
         self.index = index
         self.service = service

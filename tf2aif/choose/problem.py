@@ -13,7 +13,7 @@ from msgspec import Struct
 from .catalogue import Measurement
 from .fleet import Node
 from .queueing import ServiceTimes
-from .services import Service
+from .services import FleetService
 
 SHARES = 1000
 """A service's load is split between options in parts of this."""
@@ -67,7 +67,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     """One service, and what can answer it."""
 
     name: str
-    service: Service
+    service: FleetService
     rate_m: int
     options: tuple[int, ...]  # positions in `Problem.options`
     refused: tuple[Refusal, ...]

@@ -20,7 +20,7 @@ _UNPLANNED = {
 }
 
 
-class Service(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class FleetService(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One service: requests for one recipe's model, and what its answers have to hold."""
 
     recipe: Annotated[Name, Meta(description="whose variants can answer")]
@@ -50,7 +50,7 @@ class Services(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     description: Annotated[str, Meta(description="for people")] = ""
     services: Annotated[
-        dict[Name, Service], Meta(description="name of a service -> what it is", min_length=1)
+        dict[Name, FleetService], Meta(description="name of a service -> what it is", min_length=1)
     ]
 
 
@@ -92,7 +92,7 @@ def check_recipes(document: Document, services: Services, recipes: tuple[str, ..
     ]
 
 
-def _faults(document: Document, at: Key, service: Service) -> Iterator[Fault]:
+def _faults(document: Document, at: Key, service: FleetService) -> Iterator[Fault]:
     """What is wrong with the objectives of one service."""
     seen: dict[str, str] = {}
     for index, text in enumerate(service.objectives):

@@ -13,12 +13,13 @@ from .references import PLANNED
 from .schema import KINDS, schema_of
 
 _HEAD = """\
-# Reference: every key of recipes, targets, settings and fleets
+# Reference: every key of recipes, targets, settings, fleets and services
 
 Made by `python -m tf2aif.spec.schema` from `recipe.py`, `target.py` and `config.py` in
-`tf2aif/spec/` and `tf2aif/choose/fleet.py`; do not edit. Paths in a recipe are relative to its own folder, those of Config (it
-is `tf2aif.yaml`) to the project's. The same as JSON Schema: `schemas/recipe.json`,
-`schemas/target.json`, `schemas/config.json`, `schemas/fleet.json`.
+`tf2aif/spec/`, and from `tf2aif/choose/fleet.py` and `tf2aif/choose/services.py`; do not edit.
+Paths in a recipe are relative to its own folder, those of Config (it is `tf2aif.yaml`) to the
+project's. The same as JSON Schema: `schemas/recipe.json`, `schemas/target.json`,
+`schemas/config.json`, `schemas/fleet.json`, `schemas/services.json`.
 """
 
 _TYPES = {

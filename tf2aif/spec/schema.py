@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from ..choose.fleet import Fleet
+from ..choose.services import Services
 from .config import Config
 from .recipe import Recipe
 from .target import Target
@@ -25,12 +26,15 @@ KINDS: dict[str, type[msgspec.Struct]] = {
     "target": Target,
     "config": Config,
     "fleet": Fleet,
+    "services": Services,
 }
 """What users write in YAML; its keys are in the reference."""
 WRITTEN: dict[str, str] = {
     "bench-record": "tf2aif.bench.record:BenchRecord",
     "catalogue": "tf2aif.choose.catalogue:Catalogue",
+    "placement": "tf2aif.choose.placement:Placement",
     "report": "tf2aif.report.data:Report",
+    "simulation": "tf2aif.choose.simulation:Simulation",
 }
 """What tf2aif writes; imported only to make the schemas."""
 
