@@ -5,24 +5,35 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
+import jsonschema
 import msgspec
 import pytest
-from serving import TARGET
+from serving import TARGET, served
 
-from tf2aif.bench import BenchOptions, BenchRecord, bench, bench_table, read_bench
+from tf2aif.bench import (
+    BenchOptions,
+    BenchRecord,
+    bench,
+    bench_table,
+    import_records,
+    read_records,
+)
 from tf2aif.bench.baseline import find_baseline, read_built
 from tf2aif.bench.engines import EngineSubject, alone
-from tf2aif.bench.record import SpeedUp
+from tf2aif.bench.record import SpeedUp, encode_record
 from tf2aif.bench.run import speed_up
 from tf2aif.bench.servers import serve
 from tf2aif.client.figures import Figures, WindowFigures
 from tf2aif.client.load import Load
 from tf2aif.client.measure import Step
-from tf2aif.client.run import Silent
+from tf2aif.client.report import to_json
+from tf2aif.client.run import Options, Silent, run
 from tf2aif.errors import Tf2aifError
 from tf2aif.record import read_record
+from tf2aif.spec.schema import schema_of
 
 pytest_plugins = ("built",)
 
@@ -40,15 +51,26 @@ class Watch(Silent):
         self.names.append(step.name)
 
 
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache of the test's own: measurements are kept there, too."""
+    monkeypatch.setenv("TF2AIF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="module")
-def measured(digits: Path) -> tuple[dict[str, BenchRecord], list[str]]:
+def measured(
+    digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, BenchRecord], list[str]]:
     """The int8 variant and the baseline, measured together; and the order of the windows."""
     watch = Watch()
     loads = tuple(
         msgspec.structs.replace(SHORT, scenario=name) for name in ("single-stream", "offline")
     )
     folders = [digits / f"{TARGET}-int8", digits / f"{TARGET}-tf-fp32"]
-    return bench(folders, BenchOptions(loads=loads, threads=1), watch), watch.names
+    options = BenchOptions(loads=loads, threads=1, starts=1)
+    cache = tmp_path_factory.mktemp("cache")
+    return bench(folders, options, watch, cache), watch.names
 
 
 def test_engine_server_and_baseline_take_turns(
@@ -69,16 +91,55 @@ def test_record_is_written_and_read(
     records, _ = measured
     for name, record in records.items():
         folder = digits / name.partition("/")[2]
-        assert read_bench(folder) == record
+        assert read_records(folder)[-1] == record
         variant = read_record(folder)
         assert variant is not None
-        assert (record.recipe, record.variant) == (variant.recipe, variant.variant)
+        assert variant.accuracy is not None
+        assert record.accuracy is not None
+        assert record.id == f"{variant.recipe}/{variant.variant}"
         assert record.artifact == variant.artifact
-        assert record.threads == 1
-        assert not record.random
+        assert record.accuracy.value == variant.accuracy.variant
+        assert (record.batch, record.threads, record.random) == (variant.batch, 1, False)
         assert record.machine.cores >= 1
         assert record.machine.memory_bytes > 2**28
         assert "no MLPerf results" in record.note
+
+
+def test_record_names_the_engines_version(
+    measured: tuple[dict[str, BenchRecord], list[str]],
+) -> None:
+    records, _ = measured
+    litert, native = (records[name].engine for name in (f"digits/{TARGET}-int8", NATIVE))
+    assert (litert.name, litert.version) == ("litert", version("ai-edge-litert"))
+    assert (native.name, native.version) == ("tensorflow", version("tensorflow"))
+
+
+def test_start_and_memory_are_of_the_server(
+    measured: tuple[dict[str, BenchRecord], list[str]],
+) -> None:
+    records, _ = measured
+    litert, native = (records[name] for name in (f"digits/{TARGET}-int8", NATIVE))
+    for record in (litert, native):
+        assert record.cold_start_s is not None
+        assert record.cold_starts_s == (record.cold_start_s,)
+        assert record.memory_bytes is not None
+        assert record.memory_peak_bytes is not None
+        assert 2**24 < record.memory_bytes <= record.memory_peak_bytes
+    assert litert.cold_start_s is not None
+    assert native.cold_start_s is not None
+    assert native.memory_bytes is not None
+    assert litert.memory_bytes is not None
+    assert 2 * litert.memory_bytes < native.memory_bytes  # TensorFlow is far larger
+
+
+def test_what_is_null_has_its_reason(measured: tuple[dict[str, BenchRecord], list[str]]) -> None:
+    for record in measured[0].values():
+        counted = all(each.energy for each in record.scenarios)
+        assert counted == ("energy" not in record.unmeasured)
+        assert (record.image is None) == ("image" in record.unmeasured)
+        assert record.stable == (not any("stable" in doubt for doubt in record.doubts))
+        value = msgspec.json.decode(encode_record(record))
+        jsonschema.validate(value, schema_of(BenchRecord), jsonschema.Draft202012Validator)
 
 
 def test_figures_hang_together(measured: tuple[dict[str, BenchRecord], list[str]]) -> None:
@@ -110,7 +171,7 @@ def test_baseline_is_compared_with_nothing(
 
 
 def test_table_has_a_line_for_each(measured: tuple[dict[str, BenchRecord], list[str]]) -> None:
-    table = bench_table(measured[0])
+    table = bench_table(measured[0].values())
     assert table.count(f"digits/{TARGET}-int8 ") == 2
     assert "no MLPerf results" in table
 
@@ -118,10 +179,11 @@ def test_table_has_a_line_for_each(measured: tuple[dict[str, BenchRecord], list[
 def test_without_an_evaluation_set_samples_are_drawn(digits: Path, tmp_path: Path) -> None:
     shutil.copytree(digits / f"{TARGET}-int8", tmp_path / "digits" / f"{TARGET}-int8")
     (record,) = bench(
-        [tmp_path / "digits" / f"{TARGET}-int8"], BenchOptions(loads=(SHORT,))
+        [tmp_path / "digits" / f"{TARGET}-int8"], BenchOptions(loads=(SHORT,), starts=2)
     ).values()
     assert record.random
     assert record.native is None
+    assert len(record.cold_starts_s) == 2
     assert record.scenarios[0].engine.failures == record.scenarios[0].server.failures == {}
 
 
@@ -231,7 +293,7 @@ def test_windows_that_cannot_be_measured_are_told(tmp_path: Path) -> None:
         words, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
     )
     assert ended.returncode == 1
-    assert "error: these windows cannot be measured" in ended.stderr
+    assert "error: it cannot be measured so: " in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -245,8 +307,35 @@ def test_an_emulation_is_told_and_not_compared(
     assert record is not None
     record = msgspec.structs.replace(record, emulates="vart")
     (folder / "variant.json").write_bytes(msgspec.json.encode(record))
-    found = bench([folder], BenchOptions(loads=(SHORT,), threads=1))[f"digits/{TARGET}-int8"]
+    found = bench([folder], BenchOptions(loads=(SHORT,), threads=1, starts=1))[
+        f"digits/{TARGET}-int8"
+    ]
     assert (found.native, found.emulates, found.scenarios[0].speedup) == (None, "vart", None)
     told = "emulated, litert in place of vart: these times say nothing of the device"
-    assert told in bench_table({"x": found})
-    assert told not in bench_table(measured[0])
+    assert told in bench_table([found])
+    assert told not in bench_table(measured[0].values())
+
+
+def test_a_clients_report_from_the_device_is_taken(digits: Path, tmp_path: Path) -> None:
+    samples = digits / ".steps" / "evaluation"
+    with served(digits / f"{TARGET}-int8", "--threads", "2") as url:
+        report = run(Options(urls=(url,), samples=samples, loads=(SHORT,)))
+    file = tmp_path / "edge-7.json"
+    file.write_bytes(to_json(report))
+    build = tmp_path / "build"
+    shutil.copytree(digits / f"{TARGET}-int8", build / "digits" / f"{TARGET}-int8")
+    before = read_records(build / "digits" / f"{TARGET}-int8")
+    found = import_records([file], build)
+    (record,) = found.records
+    assert found.added == 1
+    assert import_records([file], build).added == 0
+    after = read_records(build / "digits" / f"{TARGET}-int8")
+    assert [each for each in after if each not in before] == [record]
+    assert record.imported_from == str(file)
+    assert (record.engine.name, record.engine.version) == ("litert", version("ai-edge-litert"))
+    assert (record.threads, record.random, record.machine) == (2, False, report.machine)
+    assert record.scenarios[0].server == report.servers[0].runs[0].figures
+    assert record.scenarios[0].engine is None
+    assert "server's figures only" in record.unmeasured["engine"]
+    assert record.memory_bytes is not None
+    assert f"digits/{TARGET}-int8 " in bench_table(found.records)

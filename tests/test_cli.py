@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from project import UserProject
+
+from tf2aif.measurements import add_lines
+from tf2aif.store import default_root
 
 VENDORS = ("tensorflow", "keras", "openvino", "nncf", "ai_edge_litert", "numpy", "doit", "rich")
 
@@ -220,12 +224,22 @@ def test_serve_of_a_variant_that_is_not_built(project: UserProject) -> None:
     assert "tf2aif build" in run.stderr
 
 
-def test_bench_stays_beside_its_artifact(built: UserProject) -> None:
+def test_measurements_stay_with_their_artifact(built: UserProject) -> None:
     folder = built.artifact("arm-fp32").parent
     artifact = json.loads((folder / "variant.json").read_text())["artifact"]
-    (folder / "bench.json").write_text(json.dumps({"artifact": artifact}))
+    line, foreign = (
+        json.dumps({"recipe": "digits", "variant": "arm-fp32", "artifact": each})
+        for each in (artifact, "0" * 32)
+    )
+    add_lines(folder, default_root(), [line.encode()])
+    with (folder / "bench.jsonl").open("a") as file:
+        file.write(foreign + "\n")
     assert built.build() == set()
     built.write(built.recipe(gate={"drop": 0.2}, targets={"arm": {"precisions": ["fp32", "int8"]}}))
     built.build()  # writes the folder again, around the same artifact
     assert json.loads((folder / "variant.json").read_text())["accuracy"]["allowed_drop"] == 0.2
-    assert (folder / "bench.json").exists()
+    assert (folder / "bench.jsonl").read_text() == line + "\n"
+    shutil.rmtree(built.root / "build")
+    built.build()
+    assert (folder / "bench.jsonl").read_text() == line + "\n"
+    assert not (built.artifact("arm-int8").parent / "bench.jsonl").exists()

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -366,7 +367,9 @@ def test_metrics_tell_every_stage(server: Server) -> None:
     resident = server.metric("process_resident_memory_bytes")
     assert 10e6 < resident == pytest.approx(server.resident_bytes(), rel=0.1)
     assert b'outcome="invalid"' in text.body
-    assert b'tf2aif_model_info{engine="litert",name="toy",version="cpu-fp32"} 1.0' in text.body
+    labels = f'engine="litert",engine_version="{version("ai-edge-litert")}"'
+    info = f'tf2aif_model_info{{{labels},name="toy",version="cpu-fp32"}} 1.0'
+    assert info.encode() in text.body
 
 
 def test_what_ships_imports_nothing_that_builds(free: Path) -> None:
