@@ -29,15 +29,23 @@ from tf2aif.choose.catalogue import (
     CatalogueVariant,
     MeasuredOn,
     Measurement,
+    Percentiles,
     Requirements,
     encode_catalogue,
 )
+from tf2aif.choose.fleet import Fleet, Node, read_fleet
+from tf2aif.choose.options import make_problem
+from tf2aif.choose.place import place
+from tf2aif.choose.placement import Placement, encode_placement
+from tf2aif.choose.select import places_of
+from tf2aif.choose.services import FleetService, Services
 from tf2aif.cli import main
 from tf2aif.deploy.asked import Chosen, choose_named
 from tf2aif.deploy.kserve import kserve_objects
 from tf2aif.deploy.manifest import HEADER, render
 from tf2aif.deploy.names import OBJECT, is_name, label_value, object_name
 from tf2aif.deploy.objects import plain_objects
+from tf2aif.deploy.placed import choose_placed
 from tf2aif.deploy.pod import DRAIN_S, USER
 from tf2aif.deploy.workload import Wish
 from tf2aif.errors import FilesError
@@ -367,6 +375,175 @@ def test_the_same_variants_in_any_order_give_the_same_bytes() -> None:
     assert (render(plain_objects(workloads)), render(kserve_objects(workloads))) == first
 
 
+# Placements.
+
+
+NODES = {
+    "rack": Node(platform="linux/amd64", cores=8, memory_mb=4096, labels={"example.com/kind": "r"}),
+    "boxes": Node(
+        platform="linux/amd64", cores=4, count=4, cost_per_hour=0.1, gpu="NVIDIA L4",
+        labels={"example.com/kind": "b"}, resources={"nvidia.com/gpu": 1},
+    ),
+}  # fmt: skip
+
+
+def timed(one: CatalogueVariant, p99_ms: float, **machine: Any) -> CatalogueVariant:
+    """With a measured latency, on a machine like the nodes above."""
+    latency = Percentiles(p50_ms=p99_ms / 2, p99_ms=p99_ms)
+    where = msgspec.structs.replace(MACHINE, cores=4, **machine)
+    figure = msgspec.structs.replace(SERVED, latency=latency, machine=where)
+    return msgspec.structs.replace(one, measurements=(figure,))
+
+
+def placed(
+    *variants: CatalogueVariant, rate: float, fleet: Fleet, p99: str = "p99<=50ms"
+) -> tuple[Placement, Catalogue]:
+    """A service `speech` of recipe kws and one that nothing answers, placed by a greedy policy."""
+    catalogue = Catalogue(variants=variants)
+    wanted = Services(
+        services={
+            "speech": FleetService(recipe="kws", rate=rate, objectives=(p99,)),
+            "vision": FleetService(recipe="resnet", rate=1.0),
+        }
+    )
+    problem = make_problem(catalogue, places_of(fleet), wanted)
+    return place(problem, policies=("cheapest",)), catalogue
+
+
+def test_a_placement_becomes_deployments_on_its_kinds_of_nodes() -> None:
+    fleet = Fleet(nodes=NODES)
+    placement, catalogue = placed(timed(variant(), 4.0), rate=2600.0, fleet=fleet)
+    chosen = choose_placed(placement, catalogue, TARGETS, REGISTRY, fleet)
+    service, budget, *deployments = plain_objects(chosen.workloads)
+    kubernetes_validate.validate(deployments[0], NEWEST, strict=True)
+    assert service["metadata"]["name"] == budget["metadata"]["name"] == "speech"
+    assert service["metadata"]["labels"]["app.kubernetes.io/name"] == "kws"
+    (speech, _) = placement.services
+    assert {each["metadata"]["name"]: each["spec"]["replicas"] for each in deployments} == {
+        f"speech-cpu-int8-{group.nodes}": group.replicas for group in speech.groups
+    }
+    assert len(deployments) == 2
+    for deployment, workload in zip(deployments, chosen.workloads, strict=True):
+        (group,) = (g for g in speech.groups if g.nodes == workload.group)
+        pod = deployment["spec"]["template"]["spec"]
+        (server,) = pod["containers"]
+        assert server["resources"]["requests"] == {
+            "cpu": str(group.cores),
+            "memory": f"{group.memory_mb}Mi",
+        }
+        assert server["args"][-2:] == ["--threads", "2"]
+        assert NODES[group.nodes].labels.items() <= workload.labels.items()
+    assert [note.partition(":")[0] for note in chosen.notes] == ["vision is not placed"]
+
+
+def test_a_placement_s_cards_have_the_names_of_its_nodes() -> None:
+    alveo = timed(ALVEO, 4.0)
+    shell = next(iter(SHELL))
+    card = msgspec.structs.replace(NODES["rack"], resources=SHELL, labels=X86)
+    fleet = Fleet(nodes={"cards": card})
+    placement, catalogue = placed(alveo, rate=10.0, fleet=fleet)
+    (workload,) = choose_placed(placement, catalogue, TARGETS, REGISTRY, fleet).workloads
+    assert workload.resources.extended == {shell: 1}
+    assert workload.name == "speech-alveo-u250-int8-cards"
+
+
+def test_pods_that_a_plain_service_would_overload_are_told() -> None:
+    fleet = Fleet(nodes=NODES)
+    fast, slow = timed(GPU, 2.0, gpu="NVIDIA L4"), timed(variant(), 40.0)
+    placement, catalogue = placed(fast, slow, rate=2170.0, fleet=fleet, p99="p99<=500ms")
+    (speech, _) = placement.services
+    assert {group.variant for group in speech.groups} == {"kws/gpu-fp16", "kws/cpu-int8"}
+    notes = choose_placed(placement, catalogue, TARGETS, REGISTRY, fleet).notes
+    (told,) = (note for note in notes if note.startswith("speech: a Service sends each"))
+    assert "kws/cpu-int8" in told
+    asked = choose_placed(placement, catalogue, TARGETS, REGISTRY, fleet, shares=True)
+    assert not any(note.startswith("speech: a Service sends each") for note in asked.notes)
+
+
+def test_a_route_gives_each_group_its_share() -> None:
+    fleet = Fleet(nodes=NODES)
+    fast, slow = timed(GPU, 2.0, gpu="NVIDIA L4"), timed(variant(), 40.0)
+    placement, catalogue = placed(fast, slow, rate=2170.0, fleet=fleet, p99="p99<=500ms")
+    chosen = choose_placed(placement, catalogue, TARGETS, REGISTRY, fleet, shares=True)
+    objects = plain_objects(chosen.workloads, namespace="models", mesh=True)
+    (route,) = (each for each in objects if each["kind"] == "HTTPRoute")
+    services = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Service"}
+    labels = {
+        each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"]
+        for each in objects
+        if each["kind"] == "Deployment"
+    }
+    (parent,) = route["spec"]["parentRefs"]
+    (rule,) = route["spec"]["rules"]
+    assert (parent["kind"], parent["name"], route["metadata"]["namespace"]) == (
+        "Service", "speech", "models",
+    )  # fmt: skip
+    assert (
+        set(services)
+        == {"speech", *labels}
+        == {"speech", *(r["name"] for r in rule["backendRefs"])}
+    )
+    shares = {one.name: one.share for one in chosen.workloads}
+    whole = sum(each["weight"] for each in rule["backendRefs"])
+    for each in rule["backendRefs"]:
+        name = each["name"]
+        assert each["weight"] / whole == pytest.approx(shares[name], abs=0.002)
+        chosen_by = services[name]["selector"].items()
+        assert [other for other, own in labels.items() if chosen_by <= own.items()] == [name]
+        assert each["port"] == parent["port"] == services[name]["ports"][0]["port"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    alone = plain_objects(chosen.workloads[:1], mesh=True)
+    assert "HTTPRoute" not in {each["kind"] for each in alone}
+
+
+def test_kinds_of_nodes_that_labels_do_not_tell_apart_are_told() -> None:
+    plain_nodes = {n: msgspec.structs.replace(node, labels={}) for n, node in NODES.items()}
+    fleet = Fleet(nodes=plain_nodes)
+    placement, catalogue = placed(timed(variant(), 4.0), rate=10.0, fleet=fleet)
+    notes = choose_placed(placement, catalogue, TARGETS, REGISTRY, fleet).notes
+    assert any("until labels in the fleet tell them apart" in note for note in notes)
+    alike = Fleet(nodes={"a": plain_nodes["rack"], "b": plain_nodes["rack"]})
+    placement, catalogue = placed(timed(variant(), 4.0), rate=10.0, fleet=alike)
+    (note,) = choose_placed(placement, catalogue, TARGETS, REGISTRY, alike).notes
+    assert note.startswith("vision is not placed")
+
+
+def test_a_placement_of_another_fleet_or_catalogue_is_refused() -> None:
+    fleet = Fleet(nodes=NODES)
+    placement, catalogue = placed(timed(variant(), 4.0), rate=10.0, fleet=fleet)
+    other = Fleet(nodes={"else": NODES["rack"]})
+    with pytest.raises(FilesError, match="the fleet has no kind of nodes"):
+        choose_placed(placement, catalogue, TARGETS, REGISTRY, other)
+    with pytest.raises(FilesError, match="the catalogue has no kws/cpu-int8"):
+        choose_placed(placement, Catalogue(), TARGETS, REGISTRY, fleet)
+    gone = Catalogue(variants=(msgspec.structs.replace(variant(), image=None),))
+    with pytest.raises(FilesError, match="kws/cpu-int8 has no image"):
+        choose_placed(placement, gone, TARGETS, REGISTRY, fleet)
+    nothing, catalogue = placed(timed(variant(), 4.0), rate=10.0, fleet=fleet, p99="p99<=1ms")
+    with pytest.raises(FilesError, match="nothing was placed"):
+        choose_placed(nothing, catalogue, TARGETS, REGISTRY, fleet)
+
+
+def test_the_command_line_takes_a_placement(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["deploy", "--placement", "build/placement.json", *ASKED]
+    assert main(words) == 2
+    assert "'tf2aif place' writes it" in capsys.readouterr().err
+    (project / "fleet.yaml").write_text("nodes: {rack: {platform: linux/amd64, cores: 8}}\n")
+    fleet = read_fleet(project / "fleet.yaml")
+    placement, _ = placed(timed(variant(), 4.0), rate=10.0, fleet=fleet)
+    (project / "build" / "placement.json").write_bytes(encode_placement(placement))
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert [each["kind"] for each in yaml.safe_load_all(said.out)] == ["Service", "Deployment"]
+    assert "note: vision is not placed" in said.err
+    assert main([*words, "--replicas", "2"]) == 2
+    assert "a placement says which variants run" in capsys.readouterr().err
+    assert main(["deploy", "kws/cpu-int8", "--nodes", "fleet.yaml", *ASKED]) == 2
+    assert "a fleet is needed for a placement only" in capsys.readouterr().err
+
+
 # KServe.
 
 
@@ -510,6 +687,7 @@ WRONG = {
     "deploy kws/cpu-int8 --dry-run --registry r/t --offline --namespace A": "--namespace",
     "deploy kws/cpu-int8 --dry-run --registry r/t --offline --pull-secret a_b": "--pull-secret",
     "deploy kws/cpu-int8 --dry-run --registry r/t --offline --resource gpu": "with its domain",
+    "deploy kws/cpu-int8 --dry-run --registry r/t --offline --mesh": "those of a placement",
     "deploy kws --dry-run --registry r/t --offline --catalogue no.json": "there is no catalogue",
 }
 

@@ -120,11 +120,16 @@ def _wish_faults(wish: Wish) -> Iterator[Fault]:
         if not is_resource(name) or count < 1:
             hint = "write a name with its domain and a number: amd.com/fpga=1"
             yield Fault(f"no extended resource: {name}={count}", at="--resource", hint=hint)
+    yield from registry_faults(wish.registry)
+
+
+def registry_faults(registry: str) -> Iterator[Fault]:
+    """What is wrong with the name of a registry and a path in it."""
     try:
-        Reference.parse(f"{wish.registry.rstrip('/')}/recipe")
+        Reference.parse(f"{registry.rstrip('/')}/recipe")
     except Tf2aifError:
         hint = "write HOST/PATH as for 'tf2aif push --to', in small letters and without a tag"
-        yield Fault(f"'{wish.registry}' is no registry with a path", at="--registry", hint=hint)
+        yield Fault(f"'{registry}' is no registry with a path", at="--registry", hint=hint)
 
 
 def _unused(variants: Iterable[CatalogueVariant], targets: Targets, wish: Wish) -> Iterator[Fault]:

@@ -1,7 +1,8 @@
 """Workloads as plain Kubernetes objects: a Service for each service, a Deployment for each of them.
 
 Variants of one service answer alike, under one name of a model, so one Service is before all of
-them. Source: Kubernetes API reference, apps/v1, core/v1, policy/v1; "Recommended Labels".
+them. Source: Kubernetes API reference, apps/v1, core/v1, policy/v1; "Recommended Labels"; Gateway
+API, HTTPRoute v1, attached to a Service as meshes heed it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,24 @@ from .workload import Workload
 
 _APP = "app.kubernetes.io"
 GROUP = "tf2aif/nodes"
+SERVICE_PORT = 80
 
 
 def plain_objects(
-    workloads: Sequence[Workload], *, namespace: str = "", secret: str = ""
+    workloads: Sequence[Workload], *, namespace: str = "", secret: str = "", mesh: bool = False
 ) -> list[Object]:
-    """All objects of these workloads, by service and variant."""
+    """All objects of these workloads, by service and variant.
+
+    With `mesh`, workloads that share the requests of a service get them by their shares: each a
+    Service of its own, behind a route.
+    """
     found: list[Object] = []
     for service in sorted({one.service for one in workloads}):
         own = sorted((one for one in workloads if one.service == service), key=lambda w: w.name)
-        found.append(_service(own, namespace))
+        found.append(_service(object_name(service), _service_labels(own[0]), namespace))
+        if mesh and len(own) > 1:
+            found += [_service(one.name, labels_of(one), namespace) for one in own]
+            found.append(_route(own, namespace))
         if sum(one.replicas for one in own) > 1:
             found.append(_budget(own, namespace))
         found += [_deployment(one, namespace, secret) for one in own]
@@ -66,14 +75,29 @@ def _service_labels(workload: Workload) -> dict[str, str]:
     }
 
 
-def _service(own: Sequence[Workload], namespace: str) -> Object:
-    labels = _service_labels(own[0])
-    port = {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}
+def _service(name: str, labels: dict[str, str], namespace: str) -> Object:
+    port = {"name": "http", "port": SERVICE_PORT, "targetPort": "http", "protocol": "TCP"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(object_name(own[0].service), labels, namespace),
+        "metadata": metadata(name, labels, namespace),
         "spec": {"type": "ClusterIP", "selector": labels, "ports": [port]},
+    }
+
+
+def _route(own: Sequence[Workload], namespace: str) -> Object:
+    """Requests to the Service of all, split by shares between the Services of each."""
+    name = object_name(own[0].service)
+    to = [
+        {"name": one.name, "port": SERVICE_PORT, "weight": max(1, round(1000 * (one.share or 0)))}
+        for one in own
+    ]
+    parent = {"group": "", "kind": "Service", "name": name, "port": SERVICE_PORT}
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": metadata(name, _service_labels(own[0]), namespace),
+        "spec": {"parentRefs": [parent], "rules": [{"backendRefs": to}]},
     }
 
 

@@ -44,6 +44,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     artifact: str  # the digest of what it serves
     replicas: int = 1
     group: str = ""  # of nodes; "": any that has the labels
+    share: float | None = None  # of the service's requests, as it was placed
     labels: dict[str, str] = {}  # that its node must have
     resources: Resources = Resources()
     threads: int | None = None  # of the engine; None: its own choice
