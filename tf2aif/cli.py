@@ -20,16 +20,19 @@ from .cli_bundles import add_bundle_command
 from .cli_cache import add_cache_command, add_remote_flag
 from .cli_choose import add_choose_commands
 from .cli_deploy import add_deploy_command
+from .cli_farm import add_farm_commands, add_farm_flag, opened_farm, tell_farm
 from .cli_images import add_image_commands, add_image_flag
 from .cli_place import add_place_commands
 from .cli_report import add_report_command
 from .cli_serving import PASSED_ON, add_serving_commands, pass_on
 from .cli_verify import add_verify_command
-from .errors import FilesError, Tf2aifError
+from .errors import Fault, FilesError, Tf2aifError
 
 if TYPE_CHECKING:
     from .build import Build
+    from .farm.run import FarmBuild
     from .remotes.shared import Report
+    from .workspace import Workspace
 
 EPILOG = """exit codes: 0 all as asked; 1 a step failed; 2 the files are wrong;
 3 a toolchain is missing with --strict; 4 an accuracy gate failed; 130 interrupted"""
@@ -106,10 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     add_image_commands(commands, _command, _print_json)
     add_bundle_command(commands, _command, _print_json)
     add_verify_command(commands, _command, _print_json)
-    add_deploy_command(commands, _command, _print_json)
     add_report_command(commands, _command, _print_json)
+    add_farm_commands(commands, _command, _print_json)
     add_choose_commands(commands, _command, _print_json)
     add_place_commands(commands, _command, _print_json)
+    add_deploy_command(commands, _command, _print_json)
     return parser
 
 
@@ -161,9 +165,15 @@ def _add_plan(commands: Commands) -> None:
 
 def _add_build(commands: Commands) -> None:
     parser = _with_recipes(_command(commands, "build", _build, "bring all variants up to date"))
-    parser.add_argument("-n", "--jobs", type=_jobs, default=1, help="steps at a time, or 'auto'")
+    parser.add_argument(
+        "-n", "--jobs", type=_jobs, default=1, help="cores to keep busy, or 'auto': all of them"
+    )
+    parser.add_argument(
+        "--timeline", metavar="FILE", help="write what ran when, as a trace that Perfetto opens"
+    )
     parser.add_argument("--strict", action="store_true", help="a missing toolchain is a failure")
     add_remote_flag(parser)
+    add_farm_flag(parser)
 
 
 def _add_why(commands: Commands) -> None:
@@ -187,7 +197,9 @@ def _add_doctor(commands: Commands) -> None:
 
 def _jobs(text: str) -> int:
     if text == "auto":
-        return len(os.sched_getaffinity(0))
+        from .capacity import cores
+
+        return cores()
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a number from 1 up nor 'auto'")
     return int(text)
@@ -204,8 +216,11 @@ def _build(arguments: argparse.Namespace) -> int:
     words = [*sorted(recipes), "--target", *sorted(arguments.target)]
     words += ["--images"] if arguments.images else []
     words += ["--remote", arguments.remote] if arguments.remote else []
+    words += ["--farm", arguments.farm] if arguments.farm else []
+    if arguments.timeline:
+        _look_at_folder(arguments.timeline)
     report = nothing_to_do(os.path.join(project, "build", ".tf2aif"), words)
-    if report is None or (arguments.strict and report["missing"]):
+    if report is None or arguments.timeline or (arguments.strict and report["missing"]):
         report, code = _really_build(arguments, project, recipes, words)
     else:
         code = 0
@@ -218,23 +233,48 @@ def _build(arguments: argparse.Namespace) -> int:
     return code
 
 
+def _look_at_folder(timeline: str) -> None:
+    """Before hours of building, and not after them."""
+    folder = Path(timeline).absolute().parent
+    if not folder.is_dir() or Path(timeline).is_dir():
+        what = f"'{timeline}' cannot be written"
+        hint = "it is a folder: name a file in it" if folder.is_dir() else f"make {folder} first"
+        raise FilesError([Fault(what, "--timeline", hint)])
+
+
 def _really_build(
     arguments: argparse.Namespace, project: str, recipes: list[str], words: list[str]
 ) -> tuple[dict[str, Any], int]:
+    with opened_farm(arguments, Path(project)) as join:
+        return _build_with(join, arguments, project, recipes, words)
+
+
+def _build_with(
+    join: Callable[[Workspace], FarmBuild] | None,
+    arguments: argparse.Namespace,
+    project: str,
+    recipes: list[str],
+    words: list[str],
+) -> tuple[dict[str, Any], int]:
+    """`join` lets the build's workspace join its farm, where it has one."""
     from .build import Build
     from .noop import write_stamp
     from .progress import follow
     from .remotes import open_for
     from .tasks import run
+    from .timeline import write_trace
 
     build = Build.load(
         [Path(r) for r in recipes],
         Path(project),
         targets=arguments.target,
         images=arguments.images,
+        farm=join,
     )
     try:
-        shared = build.workspace.shared = open_for(Path(project), arguments.remote)
+        space = build.workspace
+        shared = space.shared or open_for(Path(project), arguments.remote)
+        space.shared = shared
         if shared:
             from .remotes.ahead import fetch_ahead
 
@@ -244,8 +284,13 @@ def _really_build(
             run(build, jobs=arguments.jobs)
         if shared:
             _tell_shared(shared.finish(), quiet=arguments.json)
+        if not arguments.json:
+            _tell_use(build)
+            tell_farm(space)
+        if arguments.timeline and build.chronicle:
+            write_trace(Path(arguments.timeline), build.chronicle)
         report, code = _report(build), build.exit_code(strict=arguments.strict)
-        if not build.failures:
+        if not build.failures and not (space.farm and space.farm.has_others(build.graph)):
             nothing = {
                 **report,
                 "ran": 0,
@@ -262,6 +307,19 @@ def _really_build(
     if arguments.strict and build.missing and not arguments.json:
         print("error: a toolchain is missing, and --strict was given", file=sys.stderr)
     return report, code
+
+
+def _tell_use(build: Build) -> None:
+    """What a build that did something took of the machine, in a line."""
+    last = build.chronicle.last() if build.chronicle else None
+    if last and last.steps:
+        busy = last.cpu_s / last.seconds if last.seconds else 0.0
+        hits = last.restored + last.fresh
+        print(
+            f"{last.seconds:.1f} s, {busy:.1f} of {last.jobs} cores busy, "
+            f"{hits} of {hits + last.ran + last.failed} steps were there already",
+            file=sys.stderr,
+        )
 
 
 def _tell_shared(report: Report, *, quiet: bool) -> None:
@@ -337,7 +395,6 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _why(arguments: argparse.Namespace) -> int:
-    from .errors import Fault
     from .freshness import survey
     from .spec.words import nearest
 

@@ -131,8 +131,12 @@ def place_facts(step: Step, workspace: Workspace) -> Facts:
     """Where the step runs: its toolchain, variables that can change results, machine and device.
 
     Of a step whose toolchain is not here nothing is known but that it runs elsewhere: what was
-    made there and brought here by `tf2aif import-bundle` stands under these facts.
+    made there and brought here by `tf2aif import-bundle` stands under these facts. Of a step that a
+    farm does they are those of its machines.
     """
+    if seat := workspace.seat(step):
+        variables = environment_facts(step.environment)
+        return seat.facts | {f"environment.{name}": v for name, v in variables.items()}
     tool = workspace.places.identity(step.toolchain)
     if isinstance(tool, Missing):
         return {"toolchain.kind": ELSEWHERE}

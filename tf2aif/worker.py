@@ -352,6 +352,9 @@ def _write(fd: int, data: bytes) -> None:
 def worker_command(request: Request) -> tuple[list[str], dict[str, str]]:
     """The command and the whole environment that start a worker for a request."""
     environment = child_environment(request.environment)
+    if request.variables is not None:
+        ours = environment_facts(request.environment)
+        environment = {n: v for n, v in environment.items() if n not in ours} | request.variables
     given = environment.get("PYTHONPATH", "").split(os.pathsep)
     paths = (*given, *search_path(request.toolchain, request.place))
     if path := os.pathsep.join(dict.fromkeys(p for p in paths if p)):

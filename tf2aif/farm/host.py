@@ -64,6 +64,7 @@ class Host:
         self.trusted = trusted
         self.scratch = scratch
         self.tell = tell
+        self._closed = False
         self._lock = threading.Lock()
         self._idle: list[tuple[str, Workers]] = []  # toolchain that was last run, most recent last
         self._busy: dict[str, Workers | None] = {}
@@ -74,6 +75,9 @@ class Host:
         word = self._do(text, key)
         with self._lock:
             self._gone.discard(key)
+        if self._closed and word.what == "failed":  # the step has nothing to do with it
+            failure = Failure(message="the machine was stopped", expected=True)
+            word = Word(machine=word.machine, what="trouble", failure=failure)
         return msgspec.json.encode(word).decode()
 
     def abandon(self, key: str) -> None:
@@ -89,7 +93,8 @@ class Host:
             workers.close()
 
     def close(self) -> None:
-        """End all that runs here."""
+        """End all that runs here. Calling it twice is harmless."""
+        self._closed = True
         self.carriage.stop()
         with self._lock:
             everyone = [workers for _, workers in self._idle]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..errors import Tf2aifError
@@ -30,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def serve(address: Address, *, started: Callable[[str], None] = lambda _: None) -> None:
-    """Be the scheduler, until interrupted; `started` is told the address that it listens at.
+    """Be the scheduler, until it is asked to end; `started` is told the address that it listens at.
 
     Raises Tf2aifError where it cannot listen.
     """
@@ -79,6 +80,26 @@ async def _serve(address: Address, started: Callable[[str], None]) -> None:
         dashboard=False,
         extensions={"stealing": WorkStealing},
     )
+    stopped = stop_event()
     async with scheduler:
         started(scheduler.address)
-        await scheduler.finished()
+        await first_of(scheduler.finished(), stopped.wait())
+
+
+def stop_event() -> asyncio.Event:
+    """Set when somebody asks this process to end, by SIGTERM or Ctrl-C."""
+    event = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event
+
+
+async def first_of(*waiting: Coroutine[Any, Any, Any]) -> None:
+    """Wait until one of them is over; raises what it raised."""
+    tasks = [asyncio.ensure_future(one) for one in waiting]
+    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from .carriage import Carriage
 from .host import Host
 from .offer import Offer
 from .pickles import WORKER, keep_only
-from .scheduler import settle
+from .scheduler import first_of, settle, stop_event
 from .word import TOPIC, News
 
 METADATA = "tf2aif"
@@ -62,7 +63,7 @@ def serve(
     listen: str | None = None,
     joined: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Do errands until interrupted; `joined` is told each time the scheduler has taken us in.
+    """Do errands until asked to end; `joined` is told each time the scheduler has taken us in.
 
     Raises Tf2aifError where others could reach this machine without a certificate, and where the
     scheduler does not want it.
@@ -86,8 +87,8 @@ def serve(
 async def _serve(
     address: Address, host: Host, listen: str | None, joined: Callable[[str], None]
 ) -> None:
-    told = False
-    while True:
+    told, stopped = False, stop_event()
+    while not stopped.is_set():
         try:
             async with _worker(address, host, listen) as worker:
                 await worker.scheduler.set_metadata(
@@ -95,7 +96,10 @@ async def _serve(
                 )
                 joined(address.url)
                 told = False
-                await worker.finished()
+                await first_of(worker.finished(), stopped.wait())
+                if stopped.is_set():
+                    host.close()  # before its threads are waited for
+                    return
             logger.warning("the scheduler at %s has gone", address.url)
         except ValueError as error:  # dask's: the name is taken
             raise Tf2aifError(
@@ -107,7 +111,8 @@ async def _serve(
             if not told:
                 logger.warning("no scheduler answers at %s: %s", address.url, error)
             told = True
-        await asyncio.sleep(AGAIN_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopped.wait(), AGAIN_S)
 
 
 def _worker(address: Address, host: Host, listen: str | None) -> Any:
