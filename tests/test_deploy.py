@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ from tf2aif.choose.services import FleetService, Services
 from tf2aif.cli import main
 from tf2aif.deploy.asked import Chosen, choose_named
 from tf2aif.deploy.kserve import kserve_objects
-from tf2aif.deploy.manifest import HEADER, render
+from tf2aif.deploy.manifest import HEADER, render, write_folder
 from tf2aif.deploy.names import OBJECT, is_name, label_value, object_name
 from tf2aif.deploy.objects import plain_objects
 from tf2aif.deploy.placed import choose_placed
@@ -607,6 +608,26 @@ def test_text_that_a_reader_could_take_for_something_else_is_quoted(text: str) -
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_text_comes_back_as_it_was(text: str) -> None:
     assert yaml.safe_load(render([{"value": [text]}])) == {"value": [text]}
+
+
+def test_kubectl_reads_a_folder_as_we_wrote_it(tmp_path: Path) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not here: another reader of YAML, and of kustomization.yaml")
+    objects = plain(variant(), GPU, replicas=2)
+    data = {f"k{index}": text for index, text in enumerate(AMBIGUOUS)}
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "data": data}
+    write_folder({"kws": objects, "other": [settings]}, tmp_path / "out")
+    done = subprocess.run(
+        [kubectl, "kustomize", str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
+
+    def texts(documents: str) -> dict[tuple[str, str], Any]:
+        # As text: what kubectl writes without quotes PyYAML may take for something else.
+        found = yaml.load_all(documents, yaml.BaseLoader)
+        return {(each["kind"], each["metadata"]["name"]): each for each in found}
+
+    assert texts(done.stdout) == texts(render([*objects, settings]))
 
 
 # The command line.
