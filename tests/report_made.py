@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,7 @@ def zoo(build: Path) -> Path:
     for step in steps:
         put_step(build, *step)
     put_build(build, steps)
+    put_places(build)
     return build
 
 
@@ -230,3 +232,59 @@ def crowd(build: Path, count: int = 60) -> Path:
         time_ms = math.exp(draw.gauss(math.log(0.02), 0.25 if number % 3 else 1.2))
         put(build, variant("crowd", name, accuracy=accuracy(value), latency=latency(time_ms)))
     return put(build, variant("crowd", "cpu-tf-fp32", baseline=True, latency=latency(0.4)))
+
+
+FLEET = """\
+currency: EUR
+nodes:
+  small:
+    platform: linux/amd64
+    count: 40
+    cores: 2
+    memory_mb: 4000
+    cost_per_hour: 0.05
+    power: {idle_w: 10, busy_w: 30}
+  large:
+    platform: linux/amd64
+    count: 10
+    cores: 16
+    memory_mb: 64000
+    cost_per_hour: 0.6
+    power: {idle_w: 60, busy_w: 220}
+"""
+SERVICES = """\
+services:
+  doors: {recipe: lenet, rate: 2000, objectives: [p90<=1ms, accuracy>=0.91]}
+  windows: {recipe: u-net-with-a-rather-long-name, rate: 90000, objectives: [p90<=2ms]}
+  roofs: {recipe: lenet, rate: 100, objectives: [p90<=0.0001ms]}
+"""
+
+
+def put_places(build: Path) -> None:
+    """Place services on a fleet and simulate it, as `tf2aif place` and `tf2aif simulate` do."""
+    from tf2aif.choose.collect import refresh
+    from tf2aif.choose.fleet import read_fleet
+    from tf2aif.choose.load import poisson
+    from tf2aif.choose.match import Conditions
+    from tf2aif.choose.options import make_problem
+    from tf2aif.choose.place import place, plans
+    from tf2aif.choose.placement import encode_placement
+    from tf2aif.choose.policies import POLICIES
+    from tf2aif.choose.select import places_of
+    from tf2aif.choose.services import read_services
+    from tf2aif.choose.simulate import simulate
+    from tf2aif.choose.simulation import encode_simulation
+
+    paths = {"fleet": FLEET, "services": SERVICES}
+    for name, text in paths.items():
+        (build.parent / f"{name}.yaml").write_text(text)
+    fleet = read_fleet(build.parent / "fleet.yaml")
+    services = read_services(build.parent / "services.yaml")
+    conditions = Conditions(subject="engine", stable=False)
+    problem = make_problem(refresh(build), places_of(fleet), services, 0.8, conditions)
+    policies = (("solver",) if find_spec("ortools") else ()) + tuple(POLICIES)
+    placed = place(problem, policies, effort=0.1, currency="EUR")
+    (build / "placement.json").write_bytes(encode_placement(placed))
+    found, _ = plans(problem, policies, effort=0.1)
+    result = simulate(problem, found, poisson(services, 0, 0.5), 0, currency="EUR")
+    (build / "simulation.json").write_bytes(encode_simulation(result))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from .. import __version__, timeline
+from ..choose import placement as placed
+from ..choose import simulation as simulated
 from ..errors import Fault, FilesError
 from ..record import VariantRecord, read_record
 from ..records import decode
@@ -36,23 +38,25 @@ def collect(build: Path, project: str, made_at: datetime) -> Report:
     """All that a build folder tells; `made_at` is in UTC. Raises FilesError where it is empty."""
     folders = sorted(path.parent for path in build.glob("*/*/variant.json"))
     records = {folder: read_record(folder) for folder in folders}
-    unread = tuple(str(f.relative_to(build)) for f, record in records.items() if record is None)
+    unread = [str(f.relative_to(build)) for f, record in records.items() if record is None]
     found = [_variant(folder, record) for folder, record in records.items() if record]
     if not found:
         hint = "build first: tf2aif build"
         if unread:
             hint = f"{len(unread)} were built by another version: build again"
         raise FilesError([Fault("there is no variant to report", str(build), hint)])
+    placement = _written(build / placed.FILE, placed.read_placement, unread)
+    simulation = _written(build / simulated.FILE, simulated.read_simulation, unread)
     return Report(
         made_at=made_at.astimezone(UTC).isoformat(timespec="seconds"),
         project=project,
         version=__version__,
         variants=tuple(_numbered(found)),
-        unread=unread,
+        unread=tuple(unread),
         steps=tuple(_steps(build)),
         build=_last_build(build),
-        placement=_document(build / "placement.json"),
-        simulation=_document(build / "simulation.json"),
+        placement=placement,
+        simulation=simulation,
     )
 
 
@@ -297,12 +301,15 @@ def _built(step: timeline.BuiltStep) -> BuiltStep:
     )
 
 
-def _document(path: Path) -> dict[str, Any] | None:
-    """What another command wrote; None where it did not run. Raises FilesError for no JSON."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except FileNotFoundError:
+Shape = TypeVar("Shape")
+
+
+def _written(path: Path, read: Callable[[Path], Shape], unread: list[str]) -> Shape | None:
+    """What another command wrote; None where it did not. What cannot be read goes to `unread`."""
+    if not path.exists():
         return None
-    except (OSError, msgspec.DecodeError) as error:
-        hint = "remove it, or write it again with the command that made it"
-        raise FilesError([Fault(f"not JSON: {error}", str(path), hint)]) from error
+    try:
+        return read(path)
+    except FilesError:
+        unread.append(path.name)
+        return None

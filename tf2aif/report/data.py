@@ -5,11 +5,13 @@ Only what was measured stands here; null is "not measured".
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from ..choose.placement import Placement
+from ..choose.simulation import Simulation
 from ..record import State
 
 SCHEMA: Literal[1] = 1
@@ -234,12 +236,10 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     build: Annotated[LastBuild | None, Meta(description="null: it left no record")] = None
     changes: Annotated[Changes | None, Meta(description="null: there was no report before")] = None
     placement: Annotated[
-        dict[str, Any] | None,
-        Meta(description="what `tf2aif place` wrote; see schemas/placement.json"),
+        Placement | None, Meta(description="as `tf2aif place` wrote it; null: it did not")
     ] = None
     simulation: Annotated[
-        dict[str, Any] | None,
-        Meta(description="what `tf2aif simulate` wrote; see schemas/simulation.json"),
+        Simulation | None, Meta(description="as `tf2aif simulate` wrote it; null: it did not")
     ] = None
 
     @property

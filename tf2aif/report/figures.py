@@ -202,7 +202,7 @@ def build_figures(report: Report) -> Iterator[FigureView]:
 def _cache_hits(build: LastBuild) -> FigureView:
     counts = {
         "ran": build.ran,
-        "restored from a cache": build.restored,
+        "restored": build.restored,
         "up to date": build.fresh,
         "failed": build.failed,
     }
@@ -213,8 +213,8 @@ def _cache_hits(build: LastBuild) -> FigureView:
     return FigureView(
         title="Cache hits of the last build",
         svg=bar_plot("b0", rows, f"{share} did not have to run.", "steps"),
-        caption=f"{share} did not have to run; the build took {seconds(build.seconds)}"
-        + f" on {build.jobs} core{'s' * (build.jobs != 1)}.",
+        caption=f"{share} did not have to run: they were up to date, or restored from a cache. The "
+        f"build took {seconds(build.seconds)}" + f" on {build.jobs} core{'s' * (build.jobs != 1)}.",
         head=("steps that", "count"),
         rows=tuple((name, str(count)) for name, count in counts.items()),
     )

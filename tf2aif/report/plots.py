@@ -289,7 +289,7 @@ def _columns(rows: Sequence[Row]) -> tuple[float, float, float, float]:
     notes = widest((row.note for row in rows), NUMBER_PX)
     return (
         widest(numbered) + 6 if numbered else 0.0,
-        min(widest(row.name for row in rows) + 1, NAME_PX),
+        min(widest(row.name for row in rows) + 1, NAME_PX + (0 if numbered else 30)),
         widest(row.shown for row in rows),
         notes + 6 if notes else 0.0,
     )

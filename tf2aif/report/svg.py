@@ -28,6 +28,7 @@ COLOURS = {
     "mark": "#3a5a7a",
     "front": "#0a6a4a",
     "bad": "#a02030",
+    "warn": "#8a6010",
     "shade": "#b0c4d8",
 }
 """What Matplotlib draws with, by the name of the page's own colour that takes its place."""
