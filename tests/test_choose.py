@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -57,8 +59,8 @@ from tf2aif.choose.select import (
     with_subject,
 )
 from tf2aif.choose.show import render
-from tf2aif.cli import main
-from tf2aif.cli_choose import SCENARIOS
+from tf2aif.cli import _parser, main
+from tf2aif.cli_choose import SCENARIOS, _wanted
 from tf2aif.client import load
 from tf2aif.engines.requirement import Requirement, write_requirement
 from tf2aif.errors import FilesError
@@ -129,7 +131,7 @@ def test_the_same_records_give_the_same_bytes_and_satisfy_the_schema(tmp_path: P
 
 def test_of_runs_under_the_same_conditions_the_newest_sound_one_counts(tmp_path: Path) -> None:
     record = write_variant(tmp_path, latency=None)
-    days = [
+    days: list[tuple[float, dict[str, Any]]] = [
         (1.0, {}),
         (2.0, {}),
         (3.0, {"stable": False}),
@@ -422,6 +424,22 @@ def test_all_faults_of_a_fleet_are_told_at_once() -> None:
 def test_a_fleet_of_nothing() -> None:
     with pytest.raises(FilesError, match="a mapping of 1 or more keys"):
         fleet("nodes: {}")
+
+
+def test_the_page_says_what_is_so() -> None:
+    page = (ROOT / "docs" / "choose.md").read_text(encoding="utf-8")
+    text = page.partition("<!-- file: fleet.yaml -->\n```yaml\n")[2].partition("```")[0]
+    assert set(fleet(text).nodes) == {"server", "edge"}
+    commands = [line for line in page.splitlines() if line.startswith("tf2aif select")]
+    assert len(commands) == 3
+    for line in commands:
+        _wanted(_parser().parse_args(shlex.split(line)[1:]))
+    table = page.partition("| quantity |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    said = {
+        name: better.strip() for names, better in rows for name in re.findall(r"`(.+?)`", names)
+    }
+    assert said == {name: one.better for name, one in QUANTITIES.items()}
 
 
 # Objectives.
@@ -839,7 +857,7 @@ def test_where_nothing_holds_the_closest_is_named() -> None:
     (miss,) = said.closest.misses
     assert (miss.value, miss.limit, miss.share) == (12.5, 10.0, 0.25)
     text = render(said)
-    assert text.startswith("net: none of 3 variants holds p99 <= 10 ms, accuracy >= 0.9000")
+    assert text.startswith("net: none of 3 variants holds p99 <= 10 ms, accuracy >= 0.9000\n")
     assert "the closest is net/near on s:\n    p99 12.5 ms: 25.0% over the limit of 10 ms" in text
 
 
@@ -922,7 +940,8 @@ def test_select_prints_the_choice_and_the_reasons(
     assert lines[0] == (
         "net: the best of 2 variants with p99 <= 10 ms, accuracy >= 0.9000, by least size"
     )
-    assert lines[2] == f"  net/cpu-fp32 on {XEON}, 4 cores"
+    assert lines[1:3] == ["measured: the server, single-stream", ""]
+    assert lines[3] == f"  net/cpu-fp32 on {XEON}, 4 cores"
     assert f"net:cpu-fp32@{DIGEST}" in "\n".join(lines)
     assert lines[-1].split("  ")[-1] == (
         "its p99 was not measured (there is: engine, single-stream)"

@@ -49,6 +49,9 @@ class Miss(Struct, frozen=True, kw_only=True):
     share: Annotated[
         float | None, Meta(description="how far off, as a share of the limit; null: it is 0")
     ]
+    doubt: Annotated[
+        str, Meta(description="what is to be known of the value, such as that it is unstable")
+    ] = ""
 
 
 class Closest(Struct, frozen=True, kw_only=True):
@@ -130,6 +133,7 @@ def _closest(one: Candidate, asked: Asked) -> Closest:
             value=one.figures[o.quantity].value,
             limit=o.limit,
             share=o.missed_by(one.figures[o.quantity].value) if o.limit else None,
+            doubt=told_doubt(one.figures[o.quantity]).strip(" ()"),
         )
         for o in one.misses(asked.objectives)
     )

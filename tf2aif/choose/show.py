@@ -13,7 +13,7 @@ from .objective import QUANTITIES, Better
 
 def render(answer: Answer) -> str:
     """What is chosen with its figures and what they rest on; then why each other one is not."""
-    lines = [_title(answer), ""]
+    lines = [_title(answer), *_compared(answer), ""]
     if not answer.chosen:
         lines += _none(answer)
     elif len(answer.chosen) == 1:
@@ -42,6 +42,14 @@ def _title(answer: Answer) -> str:
         by = " and ".join(goals)
         return f"{answer.recipe}: the Pareto set of {count} variants{held}, by {by}"
     return f"{answer.recipe}: the best of {count} variants{held}, by {', then '.join(goals)}"
+
+
+def _compared(answer: Answer) -> Iterator[str]:
+    """Whose figures were looked at, where some had to be measured."""
+    asked = (*(o.of for o in answer.objectives), *(g.of for g in answer.goals))
+    if any(quantity.kind in ("latency", "load") for quantity in asked):
+        subject = "the engine alone" if answer.conditions.subject == "engine" else "the server"
+        yield f"measured: {subject}, {answer.conditions.scenario}"
 
 
 def _one(chosen: Chosen) -> Iterator[str]:
@@ -94,7 +102,9 @@ def _near(closest: Closest) -> Iterator[str]:
     for miss in closest.misses:
         quantity = QUANTITIES[miss.quantity]
         value, limit = apart(quantity, miss.value, miss.limit)
-        yield f"    {miss.quantity} {value}: {_far(miss, quantity.better)} the limit of {limit}"
+        doubt = f" ({miss.doubt})" if miss.doubt else ""
+        far = f"{_far(miss, quantity.better)} the limit of {limit}"
+        yield from _wrapped(f"    {miss.quantity} {value}: ", far + doubt)
 
 
 def _far(miss: Miss, better: Better) -> str:
