@@ -29,7 +29,7 @@ INPUTS = ("model",)
 RANDOM_SAMPLES = 32  # drawn where the recipe does not say how many
 HOOKS = "hooks"  # the key in Job.inputs of the service's hooks, which prepare evaluation samples
 HOOK_BATCH = 32
-_EMPTY = "return one sample at least, along axis 0; is what the function reads there, and filled?"
+_EMPTY = "return one sample at least, along axis 0; is there anything in what the function reads?"
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
