@@ -96,7 +96,7 @@ def _sum(problem: Problem, plan: Plan) -> Sum:
     return Sum(
         unplaced=tuple(w.name for index, w in enumerate(problem.services) if index not in placed),
         power_w=known.energy_nw / 1e9,
-        power_unknown=known.energy_unknown / 1e3,
+        power_unknown=known.energy_unknown / 1e6,
         cost_per_hour=known.cost_u / 1e6,
         cost_unknown=known.cost_unknown,
         nodes=sum(len(rooms) for rooms in plan.nodes),

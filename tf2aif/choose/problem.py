@@ -144,7 +144,7 @@ class Totals(Struct, frozen=True, kw_only=True):
     """What a plan comes to. Less is better in each."""
 
     unplaced: int  # weight of the services that found no room
-    energy_unknown: int  # load whose energy is not known, thousandths of a request a second
+    energy_unknown: int  # load whose energy is not known, millionths of a request a second
     energy_nw: int
     cost_unknown: int  # nodes in use whose cost is not stated
     cost_u: int  # an hour
@@ -168,7 +168,7 @@ def totals(problem: Problem, plan: Plan) -> Totals:
     for index, parts in plan.parts.items():
         option = problem.options[index]
         if option.power_uw is None:
-            unknown += parts * problem.services[option.service].rate_m // SHARES
+            unknown += parts * problem.services[option.service].rate_m
         else:
             energy += option.power_uw * parts
     return Totals(
