@@ -25,7 +25,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int = 1000
     sleep_s: float = 0.0
     deed: str = ""
-    """`fail`, `crash`, `kill-host`: end the machine's own process; `kill-once`: the first time."""
+    """`fail`, `crash`, `kill-host`: end the machine's own process; `kill-once`,
+    `nap-once`: the first time."""
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -53,11 +54,13 @@ def deeds(options: Options) -> None:
     if options.deed == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     host = os.getppid()
-    if options.deed == "kill-once":
-        once = Path(os.environ["HOME"], f"killed-{options.name}")
+    if options.deed.endswith("-once"):
+        once = Path(os.environ["HOME"], f"once-{options.name}")
         if once.exists():
             return
         once.touch()
+    if options.deed == "nap-once":
+        time.sleep(60)
     if options.deed.startswith("kill"):
         time.sleep(0.5)  # so that it was told that the step has begun
         os.kill(host, signal.SIGKILL)

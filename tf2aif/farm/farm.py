@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -229,10 +230,13 @@ class Farm:
     def _connect(self) -> Any:
         import dask
         import distributed
+        from distributed.versions import VersionMismatchWarning
 
         make: Callable[..., Any] = distributed.Client
         dask.config.set(SETTINGS)
         _silence()
+        # Machines differ, and labels say how; what is sent is text.
+        warnings.simplefilter("ignore", VersionMismatchWarning)
         try:
             client = make(
                 self.address.url,

@@ -92,6 +92,13 @@ class Host:
             logger.info("%s was cancelled", key)
             workers.close()
 
+    def abandon_all(self) -> None:
+        """Nobody waits for anything any more: the scheduler has gone."""
+        with self._lock:
+            names = list(self._busy)
+        for name in names:
+            self.abandon(name)
+
     def close(self) -> None:
         """End all that runs here. Calling it twice is harmless."""
         self._closed = True

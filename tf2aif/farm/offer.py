@@ -7,7 +7,6 @@ with the same label make the same artifacts, and a step that wants one never lan
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import socket
@@ -16,7 +15,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from .. import __version__
+from .. import __version__, capacity
 from ..devices import DEVICES, device_facts
 from ..errors import Tf2aifError
 from ..facts import Facts, key
@@ -145,8 +144,7 @@ def machine_label(about: Facts) -> str:
 
 def slots_here() -> int:
     """As many steps at a time as there are cores, and memory for."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(cores, int(machine_memory_mb() // SLOT_MB)))
+    return max(1, min(capacity.cores(), int(machine_memory_mb() // SLOT_MB)))
 
 
 def _version(facts: Mapping[str, str]) -> str:

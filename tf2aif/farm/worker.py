@@ -151,12 +151,19 @@ def worker_class() -> type[Any]:
     from distributed import Worker
 
     class Restricted(Worker):
+        tf2aif_host: Host
+
         def __init__(self, *words: Any, **fields: Any) -> None:
             super().__init__(*words, **fields)
             keep_only(self, WORKER)
 
         def start_http_server(self, *_: Any, **__: Any) -> None:
             """No port but the one that shows certificates."""
+
+        async def close(self, *words: Any, **fields: Any) -> Any:
+            """Also when the scheduler has gone: nobody waits for what runs, and we would for it."""
+            self.tf2aif_host.abandon_all()
+            return await super().close(*words, **fields)
 
         async def plugin_add(self, *_: Any, **__: Any) -> Any:
             """A scheduler sends plug-ins when one joins: none is taken."""

@@ -1,0 +1,285 @@
+"""What goes wrong with a farm while it works: each build ends right, and nothing runs twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from farms import KIND, TestBuild, TestFarm, content, step
+from servers import nginx
+
+pytest.importorskip("distributed", reason="needs 'tf2aif[farm]'")
+
+from tf2aif.errors import StepFailed
+from tf2aif.execute import Result
+from tf2aif.steps import STEPS
+
+TESTS = Path(__file__).parent
+OTHER = "TF2AIF_FARM_PYTHON"
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("TF_", "TF2AIF_FARM_TLS", "TF2AIF_REMOTE", "OMP_", "CUDA_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setitem(STEPS, KIND, "farm_step")
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[TestFarm]:
+    """A scheduler; each test adds its machines."""
+    farm = TestFarm(tmp_path / "farm")
+    try:
+        yield farm
+    finally:
+        farm.close()
+
+
+def _until(true: Callable[[], Any], within_s: float = 60.0) -> None:
+    until = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < until, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def _in_background(build: TestBuild, *steps: Any) -> tuple[threading.Thread, list[Any]]:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(build.run_all(steps)))
+    thread.start()
+    return thread, found
+
+
+def test_a_machine_killed_in_the_middle_of_a_step(farm: TestFarm) -> None:
+    farm.add("alpha", "--slots", "1", wait=False)
+    farm.add("beta", "--slots", "1")
+    farm.wait_for("alpha")
+    with farm.build("build") as build:
+        done = step("done", build.folder)
+        build.run(done)
+        one = step("killed", build.folder, after=done, deed="kill-once")
+        result = build.run(one)
+        assert result.done == "ran"
+        assert build.content(one) == content("done", "killed")
+        died = "alpha" if result.machine == "beta" else "beta"
+        assert farm.processes[died].wait(timeout=30) == -signal.SIGKILL
+    assert farm.runs("killed") == 2  # on the one that died, and on the other
+    assert farm.runs("done") == 1
+    assert not _running(farm, "killed")
+
+
+def _running(farm: TestFarm, name: str) -> list[int]:
+    """Processes of the step that outlived their machine."""
+    lines = (farm.root / "home" / "runs").read_text().splitlines()
+    pids = [int(line.split()[1]) for line in lines if line.split()[0] == name]
+    time.sleep(0.3)
+    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and _is_ours(pid)]
+
+
+def _is_ours(pid: int) -> bool:
+    """The warm process that did it well may still be there; a killed machine's may not."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return "State:\tZ" not in status and "PPid:\t1\n" in status
+
+
+def test_a_step_that_kills_machines_is_not_tried_on_every_one(farm: TestFarm) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        farm.add(name, "--slots", "1", wait=False)
+    for name in ("alpha", "beta", "gamma"):
+        farm.wait_for(name)
+    with farm.build("build") as build:
+        with pytest.raises(StepFailed, match="the machines that ran it died: ") as failed:
+            build.run(step("deadly", build.folder, deed="kill-host"))
+        named = [name for name in ("alpha", "beta", "gamma") if name in str(failed.value)]
+        assert len(named) == 2
+        assert farm.runs("deadly") == 2
+        assert build.run(step("after", build.folder)).done == "ran"  # the third is well
+
+
+def test_the_scheduler_is_killed_and_comes_back(farm: TestFarm) -> None:
+    farm.add("alpha", "--slots", "2")
+    with farm.build("build", patience_s=60.0) as build:
+        done = step("done", build.folder)
+        build.run(done)
+        one = step("during", build.folder, sleep_s=1.0, after=done)
+        thread, found = _in_background(build, one)
+        _until(lambda: farm.runs("during") == 1)
+        farm.kill("scheduler")
+        farm.start_scheduler()
+        thread.join(timeout=120)
+        assert isinstance(found[0], Result), found
+        assert build.content(one) == content("done", "during")
+    assert farm.runs("done") == 1
+    assert farm.runs("during") <= 2
+
+
+def test_a_scheduler_that_stays_away_ends_the_step_and_the_next_build_goes_on(
+    farm: TestFarm,
+) -> None:
+    farm.add("alpha", "--slots", "2")
+    with farm.build("build", patience_s=2.0) as build:
+        done = step("done", build.folder)
+        build.run(done)
+        one = step("during", build.folder, sleep_s=60.0, after=done)
+        thread, found = _in_background(build, one)
+        _until(lambda: farm.runs("during") == 1)
+        pid = farm.pid("during")
+        farm.kill("scheduler")
+        thread.join(timeout=60)
+        assert "the scheduler of the farm has gone" in str(found[0])
+        assert "what is done is kept" in found[0].faults[0].hint
+        _until(lambda: not Path(f"/proc/{pid}").exists())  # nobody waits for it: it was ended
+    farm.start_scheduler()
+    _until(lambda: farm.log("alpha").count("waits for steps") == 2)
+    with farm.build("build") as build:
+        assert build.run(done).done == "fresh"
+        assert build.run(step("next", build.folder, after=done)).done == "ran"
+    assert farm.runs("done") == 1
+
+
+def test_the_shared_cache_is_away_for_a_while(tmp_path: Path) -> None:
+    with nginx(tmp_path / "nginx") as server:
+        farm = TestFarm(tmp_path / "farm", cache=server.url)
+        try:
+            farm.add("alpha", "--slots", "1")
+            with farm.build("build") as build:
+                done = step("done", build.folder)
+                build.run(done)
+                one = step("during", build.folder, sleep_s=1.0, after=done)
+                thread, found = _in_background(build, one)
+                _until(lambda: farm.runs("during") == 1)
+                server.kill()
+                time.sleep(3.0)  # the step ends meanwhile
+                assert thread.is_alive()
+                server.start()
+                thread.join(timeout=60)
+                assert isinstance(found[0], Result), found
+                assert build.content(one) == content("done", "during")
+            assert farm.runs("during") == 1
+        finally:
+            farm.close()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_machine_without_disk_is_in_trouble_and_another_does_it(
+    farm: TestFarm, tiny_disk: Path
+) -> None:
+    farm.add("full", "--slots", "8", "--scratch", str(tiny_disk), wait=False)
+    farm.add("alpha", "--slots", "1", wait=False)
+    farm.wait_for("full")
+    farm.wait_for("alpha")
+    with farm.build("build") as build:
+        for number in range(3):  # some of them are given to the one that is full first
+            one = step(f"large-{number}", build.folder, size=4_000_000)
+            assert build.run(one).machine == "alpha"
+            assert build.content(one) == content(f"large-{number}", size=4_000_000)
+        farm.kill("alpha")
+        with pytest.raises(StepFailed, match=r"no machine (of the farm offers|could do it: full)"):
+            build.run(step("nowhere", build.folder, size=4_000_000))
+
+
+BUILD = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from farms import KIND, TestBuild, TestFarm, step
+from tf2aif.steps import STEPS
+from tf2aif.remotes.keys import find_signing_key
+STEPS[KIND] = "farm_step"
+farm = object.__new__(TestFarm)
+farm.root, farm.cache, farm.tls, farm.port = Path({root!r}), {cache!r}, None, {port}
+farm.key = find_signing_key({{"TF2AIF_SIGNING_KEY": str(farm.root / "key")}})
+with TestBuild(farm, "killed") as build:
+    before = None
+    for number in range(8):
+        before = step(f"half-{{number}}", build.folder, after=before, sleep_s=0.3)
+        build.run(before)
+"""
+
+
+def test_a_build_killed_after_half_of_its_steps(farm: TestFarm) -> None:
+    farm.add("alpha", "--slots", "1")
+    script = BUILD.format(tests=str(TESTS), root=str(farm.root), cache=farm.cache, port=farm.port)
+    process = subprocess.Popen([sys.executable, "-c", script])
+    _until(lambda: farm.runs() >= 4)
+    process.kill()
+    process.wait()
+    with farm.build("killed") as build:
+        done = []
+        before = None
+        for number in range(8):
+            before = step(f"half-{number}", build.folder, after=before, sleep_s=0.3)
+            done.append(build.run(before).done)
+        assert build.content(before) == content(*(f"half-{n}" for n in range(8)))
+    assert done[:3] == ["fresh"] * 3
+    assert all(farm.runs(f"half-{number}") == 1 for number in (0, 1, 2))
+    assert farm.runs() <= 9  # the one that ran as the build was killed may have begun twice
+
+
+def test_a_machine_that_is_asked_to_end_hands_its_step_on(farm: TestFarm) -> None:
+    farm.add("alpha", "--slots", "1", wait=False)
+    farm.add("beta", "--slots", "1")
+    farm.wait_for("alpha")
+    with farm.build("build") as build:
+        one = step("handed-on", build.folder, deed="nap-once")
+        thread, found = _in_background(build, one)
+        log = build.space.log(one)
+        _until(lambda: log.exists() and "handed-on begins" in log.read_text())
+        first = "alpha" if "on alpha" in log.read_text() else "beta"
+        farm.processes[first].send_signal(signal.SIGTERM)
+        assert farm.processes[first].wait(timeout=30) == 0
+        thread.join(timeout=50)
+        assert isinstance(found[0], Result), found
+        assert found[0].machine == ("beta" if first == "alpha" else "alpha")
+
+
+def test_a_machine_with_another_python(farm: TestFarm) -> None:
+    """It takes steps of its own label only, and makes the same bytes."""
+    python = os.environ.get(OTHER, "")
+    if not python:
+        pytest.skip(f"needs ${OTHER}: another Python with distributed, msgspec, numpy, xxhash …")
+    version = subprocess.run(
+        [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    assert version != f"{sys.version_info.major}.{sys.version_info.minor}"
+    farm.add("alpha", "--slots", "1", wait=False)
+    farm.add("other", "--slots", "1", python=python)
+    farm.wait_for("alpha")
+    with farm.build("ours") as build:
+        for number in range(3):
+            assert build.run(step(f"ours-{number}", build.folder)).machine == "alpha"
+    label = next(
+        one.labels[0]
+        for one in build.space.farm.seats.offers  # type: ignore[union-attr]
+        if one.machine == "other"
+    )
+    assert f"-py{version}@" in label
+    with farm.build("theirs", chosen={"python": label}) as build:
+        for number in range(3):
+            one = step(f"ours-{number}", build.folder)
+            assert build.run(one).machine == "other"
+            made = build.space.made(one)
+            assert made is not None
+            assert made.facts["toolchain.python"] == version
+            assert build.content(one) == content(f"ours-{number}")
