@@ -26,6 +26,7 @@ from tf2aif.engines.versions import engine_version
 from tf2aif.errors import FilesError, Tf2aifError
 from tf2aif.measurements import FILE, add_lines, read_lines, restore_lines
 from tf2aif.record import VariantRecord
+from tf2aif.table import bench_medians, variants_table
 
 ARTIFACT = "0123456789abcdef0123456789abcdef"
 OTHER = "f" * 32
@@ -231,6 +232,21 @@ def test_each_machine_has_its_own_table() -> None:
     table = bench_table([record(), record(machine=other)])
     assert table.count("variant       scenario") == 2
     assert table.index("Cortex-A78AE") < table.index("Cortex-A57")
+
+
+def test_the_list_has_the_median_of_what_was_measured_elsewhere(build: Path, cache: Path) -> None:
+    of = variant()
+    folder = build / "kws" / "arm-int8"
+    records = {"kws/arm-int8": of, "kws/none": None}
+    assert bench_medians(records, build.joinpath) == {}
+    write_lines(folder / FILE, record(), record(minute=1, scenarios=(scenario(3.0, 4.0, 5.0),)))
+    medians = bench_medians(records, build.joinpath)
+    table = variants_table(records.items(), (), medians)
+    assert table.splitlines()[2].split()[-2:] == ["4.000", "ms"]
+    source = "measured by tf2aif bench on Cortex-A78AE, 8 cores, with its server, unstable:"
+    assert table.endswith(f"{source}\n    kws/arm-int8")
+    timed = msgspec.structs.replace(of, latency={"variant": {"median_ms": 1.0}, "speedup": 2.0})
+    assert bench_medians({"kws/arm-int8": timed}, build.joinpath) == {}
 
 
 def test_memory_is_read_of_a_process() -> None:

@@ -418,7 +418,7 @@ def _why(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from .table import variants_table
+    from .table import bench_medians, variants_table
 
     build = _load(arguments)
     records = build.records()
@@ -431,7 +431,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
         _print_json({"variants": msgspec.to_builtins(records), "stale": stale})
     else:
-        print(variants_table(records.items(), stale))
+        medians = bench_medians(records, build.workspace.variant)
+        print(variants_table(records.items(), stale, medians))
         _tell_left_out(_left_out(build))
     return 0
 

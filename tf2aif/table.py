@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
+from .measurements import FILE as BENCH
 from .record import VariantRecord
+
+if TYPE_CHECKING:
+    from .bench.medians import Median
 
 HEADER = (
     "variant",
@@ -21,15 +28,21 @@ NUMBERS = frozenset(HEADER[3:])
 
 
 def variants_table(
-    records: Iterable[tuple[str, VariantRecord | None]], stale: Iterable[str] = ()
+    records: Iterable[tuple[str, VariantRecord | None]],
+    stale: Iterable[str] = (),
+    medians: Mapping[str, Median] = MappingProxyType({}),
 ) -> str:
-    """One line a variant, and below it why where it failed or is a bundle."""
+    """One line a variant, and below it why where it failed or is a bundle.
+
+    `medians` are of variants that the build did not time.
+    """
     old = frozenset(stale)
     rows: list[tuple[str, ...]] = []
     notes: dict[str, list[str]] = {}
     for name, record in records:
-        rows.append(_row(name, record, name in old))
-        for note in _notes(record):
+        median = medians.get(name)
+        rows.append(_row(name, record, name in old, median))
+        for note in (*_notes(record), *([f"{median.source}:"] if median else [])):
             notes.setdefault(note, []).append(name)
     below = [f"{note}\n    {', '.join(names)}" for note, names in notes.items()]
     return "\n".join([align(HEADER, rows), *(["", *below] if below else [])])
@@ -42,7 +55,24 @@ def _notes(record: VariantRecord | None) -> Iterator[str]:
         yield "calibrated with random data, so the accuracy says nothing:"
 
 
-def _row(name: str, record: VariantRecord | None, stale: bool) -> tuple[str, ...]:
+def bench_medians(
+    records: Mapping[str, VariantRecord | None], folder_of: Callable[[str], Path]
+) -> dict[str, Median]:
+    """What `tf2aif bench` measured of variants that the build did not time, here or elsewhere."""
+    untimed = (name for name, record in records.items() if record and record.latency is None)
+    folders = {name: folder_of(name) for name in untimed}
+    there = {name: folder for name, folder in folders.items() if (folder / BENCH).is_file()}
+    if not there:
+        return {}
+    from .bench.medians import read_median  # imports numpy
+
+    found = {name: read_median(folder) for name, folder in there.items()}
+    return {name: median for name, median in found.items() if median}
+
+
+def _row(
+    name: str, record: VariantRecord | None, stale: bool, median: Median | None
+) -> tuple[str, ...]:
     if record is None:
         return (name, "not built", *[""] * (len(HEADER) - 2))
     state = f"{record.state}{' (stale)' if stale else ''}"
@@ -58,6 +88,8 @@ def _row(name: str, record: VariantRecord | None, stale: bool) -> tuple[str, ...
     times = ("", "")
     if latency is not None:
         times = (f"{latency['variant']['median_ms']:.3f} ms", f"{latency['speedup']:.2f}x")
+    elif median is not None:
+        times = (f"{median.median_ms:.3f} ms", f"{median.speedup:.2f}x" if median.speedup else "")
     return (name, state, *scores, size(record.size_bytes) if record.size_bytes else "", *times)
 
 
