@@ -238,5 +238,5 @@ def test_a_build_keeps_within_what_is_free(space: Workspace) -> None:
     admission = open_admission(graph, space, jobs=3, missing={"m/gone"})
     assert admission.cores == 3
     assert 0 < admission.memory_mb <= capacity.memory_mb() * 0.9
-    assert admission.standing().finished == 1  # what cannot run here is not waited for
+    assert admission.standing().total == 1  # what cannot run here is not waited for
     assert open_admission(graph, space, jobs=None).cores == capacity.cores()

@@ -59,14 +59,13 @@ def open_admission(
     `at_hand` are steps that are up to date or stored; `missing` ones cannot run here.
     """
     room_mb = min(int(capacity.memory_mb() * SHARE), capacity.available_mb())
+    works = estimate(graph, workspace, history_of(workspace), at_hand=at_hand)
     scheduler = Scheduler(
-        estimate(graph, workspace, history_of(workspace), at_hand=at_hand),
+        {name: work for name, work in works.items() if name not in missing},
         {name: step.inputs.values() for name, step in graph.steps.items()},
         {"cores": jobs or ENOUGH, "memory": max(1, room_mb)},
         hold_s=HOLD_S if jobs and jobs > 1 else 0.0,  # else nothing else is about to come
     )
-    for name in missing:
-        scheduler.fail(name)
     return Admission(scheduler, tell)
 
 

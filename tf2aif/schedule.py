@@ -88,6 +88,7 @@ class Scheduler:
         self.coming.pop(name, None)
         if name in self.works and name not in self.done:
             self.done.add(name)
+            self.ended.discard(name)
             self._expect_readers(name, now)
 
     def fail(self, name: str) -> None:
@@ -107,7 +108,7 @@ class Scheduler:
 
     def _expect_readers(self, name: str, now: float) -> None:
         for reader in self.readers[name]:
-            if self.inputs[reader] <= self.done | self.ended:
+            if all(name in self.done or name in self.ended for name in self.inputs[reader]):
                 self._expect(reader, now)
 
     def _expect(self, name: str, now: float) -> None:
