@@ -113,28 +113,27 @@ CLIPPED = """
 """
 
 
-def overlaps(page: Page) -> list[tuple[str, str]]:
+def texts(page: Page) -> list[dict[str, Any]]:
+    """Every visible run of text: `text`, its box (`left`, `right`, `top`, `bottom`), its `size`."""
+    found: list[dict[str, Any]] = page.evaluate(TEXTS)
+    assert found, "the page has no text"
+    return sorted(found, key=lambda text: text["top"])
+
+
+def overlaps(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Pairs of texts where one covers the other by more than a pixel.
 
     What lies in a box that scrolls is cut at its edge, so it is compared with its own box's alone.
     """
-    texts = page.evaluate(TEXTS)
-    assert texts, "the page has no text"
-    ordered = sorted(texts, key=lambda text: text["top"])
-    found = []
-    for place, one in enumerate(ordered):
-        for other in ordered[place + 1 :]:
+    covered = []
+    for place, one in enumerate(found):
+        for other in found[place + 1 :]:
             if other["top"] >= one["bottom"] - 1:
                 break
             across = min(one["right"], other["right"]) - max(one["left"], other["left"])
             if across > 1 and one["within"] == other["within"]:
-                found.append((one["text"], other["text"]))
-    return found
-
-
-def smallest(page: Page) -> float:
-    """The size of the smallest letters, CSS pixels."""
-    return float(min(text["size"] for text in page.evaluate(TEXTS)))
+                covered.append((one["text"], other["text"]))
+    return covered
 
 
 def sideways(page: Page) -> int:

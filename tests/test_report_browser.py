@@ -1,9 +1,13 @@
-"""The report in a real browser: what people see, press and hear of it."""
+"""The page of the report, and what people see, press and hear of it in a real browser."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +20,8 @@ from browser import (
     overlaps,
     picture_folder,
     sideways,
-    smallest,
     started,
+    texts,
     violations,
 )
 
@@ -62,6 +66,67 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return page
 
 
+class Links(HTMLParser):
+    """What a page refers to, the text of its script, and its ids."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self.scripts: list[str] = []
+        self.ids: list[str] = []
+        self._in_script = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_script = tag == "script"
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "srcset", "data"):
+                self.found.append((tag, value or ""))
+            elif name == "id":
+                self.ids.append(value or "")
+            elif name.startswith("on"):
+                raise AssertionError(f"a handler: {name}")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script:
+            self.scripts.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+
+def test_a_page_stands_alone(pages: Callable[[str], Path]) -> None:
+    page = pages("zoo").read_text(encoding="utf-8")
+    links = Links(page)
+    outside = {value for _, value in links.found if not value.startswith("#")}
+    assert outside == {"report.json", "report.csv", "data:,"}
+    inside = {value[1:] for _, value in links.found if value.startswith("#")}
+    assert inside
+    assert inside <= set(links.ids)
+    assert len(links.ids) == len(set(links.ids))
+    references = set(re.findall(r"url\(#([^)]+)\)", page))
+    assert references
+    assert references <= set(links.ids)
+    assert "http:" not in page
+    assert "https:" not in page
+    (script,) = links.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert report_made.HOSTILE not in page
+    assert len(page) < 1_000_000
+
+
+def test_sixty_variants_stay_small(pages: Callable[[str], Path]) -> None:
+    page = pages("crowd").read_text(encoding="utf-8")
+    assert len(page) < 1_000_000
+    numbers = re.findall(r"<svg.*?</svg>", page, re.S)[0]
+    shown = {int(text) for text in re.findall(r">(\d+)</text>", numbers)}
+    assert shown >= set(range(1, 61))  # each has its number
+
+
+# In the browser.
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_a_page_is_in_order(
     chromium: Browser, pages: Callable[[str], Path], pictures: Path, name: str
@@ -71,10 +136,11 @@ def test_a_page_is_in_order(
             seen.look(width, scheme)
             behind = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (behind == "rgb(15, 18, 22)") == (scheme == "dark")
-            assert overlaps(seen.page) == [], (width, scheme)
+            found = texts(seen.page)
+            assert overlaps(found) == [], (width, scheme)
             assert clipped(seen.page) == [], (width, scheme)
             assert sideways(seen.page) <= 0, (width, scheme)
-            assert smallest(seen.page) >= LEAST_PX, (width, scheme)
+            assert min(one["size"] for one in found) >= LEAST_PX, (width, scheme)
             seen.page.screenshot(path=pictures / f"{name}-{width}-{scheme}.png", full_page=True)
         assert seen.said == []
         assert seen.asked == [pages(name).as_uri()]
@@ -86,10 +152,10 @@ def test_axe_finds_nothing(chromium: Browser, pages: Callable[[str], Path]) -> N
         seen.look(1280, "light")
         seen.page.evaluate("document.querySelectorAll('details').forEach((one) => one.open = true)")
         assert violations(seen.page) == []
-        assert overlaps(seen.page) == []
+        assert overlaps(texts(seen.page)) == []
         seen.look(360, "light")
         assert sideways(seen.page) <= 0
-        assert overlaps(seen.page) == []
+        assert overlaps(texts(seen.page)) == []
 
 
 def test_axe_would_find_something(chromium: Browser, pages: Callable[[str], Path]) -> None:
@@ -105,7 +171,7 @@ def test_axe_would_find_something(chromium: Browser, pages: Callable[[str], Path
 def test_overlaps_would_be_found(chromium: Browser, pages: Callable[[str], Path]) -> None:
     with Watched(chromium, pages("small"), 1280, "light") as seen:
         seen.page.evaluate("document.querySelector('h1').style.marginTop = '-20px'")
-        assert overlaps(seen.page)
+        assert overlaps(texts(seen.page))
         seen.page.evaluate("document.querySelector('h1').style.width = '3000px'")
         assert sideways(seen.page) > 0
 
