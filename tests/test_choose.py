@@ -1005,6 +1005,7 @@ def test_what_was_measured_is_taken_before_what_is_given(
 
 BAD_WORDS = {
     "unknown recipe": (["nett"], "no recipe 'nett'", "did you mean 'net'?"),
+    "a variant": (["net/cpu-int8"], "no recipe 'net/cpu-int8'", "name the recipe alone: net"),
     "two wrong objectives": (
         ["net", "--objective", "p9<=1", "--minimise", "accuracy"],
         "unknown quantity 'p9'",

@@ -208,6 +208,8 @@ def check_asked(recipe: str, catalogue: Catalogue, asked: Asked) -> None:
 
         known = list(dict.fromkeys(one.recipe for one in catalogue.variants))
         hint = nearest(recipe, known) if known else "build one first: tf2aif build"
+        if (own := recipe.partition("/")[0]) in known:
+            hint = f"name the recipe alone: {own}"
         raise FilesError([Fault(f"no recipe '{recipe}' is in the catalogue", hint=hint)])
     known_by = [one.accuracy for one in variants if one.accuracy is not None]
     metric = next((one.metric for one in known_by if _less_is_better(one)), None)

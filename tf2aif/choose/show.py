@@ -92,6 +92,7 @@ def _bases(name: str, chosen: Iterable[Chosen]) -> list[str]:
 def _none(answer: Answer) -> Iterator[str]:
     if answer.closest is None:
         yield "  no variant has all the figures that this asks for, on a node that can run it"
+        yield "  'tf2aif bench' measures them there; --assume gives what you know already"
         return
     yield from _near(answer.closest)
 
