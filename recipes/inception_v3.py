@@ -1,6 +1,6 @@
 """InceptionV3 with random weights and a fitted last layer: the model of `inception-v3.yaml`."""
 
-from random_features import fit_last_layer
+from random_features import fit_last_layer, offset
 from scaled_digits import training
 
 SIDE = 299  # pixels
@@ -13,5 +13,6 @@ def make(samples: int = 320):  # a Keras model
     model = keras.applications.InceptionV3(
         weights=None, input_shape=(SIDE, SIDE, 3), classes=10, classifier_activation="softmax"
     )
+    offset(one for one in model.layers if isinstance(one, keras.layers.BatchNormalization))
     fit_last_layer(model, *training(SIDE, samples))
     return model

@@ -8,6 +8,7 @@ that are random). So a variant can be scored on samples with labels, and its wor
 with trained weights.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 BATCH = 16
 RIDGE = 0.1  # of the features' mean square
 SHARPNESS = 8.0  # the fitted scores are near 0 and 1: this makes probabilities of them
+# Of what a batch normalisation adds. At 0 half of all activations are cut off, layer after layer,
+# and what int8 rounds grows into another answer: random networks with small biases are chaotic,
+# those with larger ones are not (Schoenholz et al., 2017).
+OFFSET = 1.0
 
 
 def fit_last_layer(model: Any, images: NDArray[np.float32], labels: NDArray[np.int32]) -> None:
@@ -31,6 +36,12 @@ def fit_last_layer(model: Any, images: NDArray[np.float32], labels: NDArray[np.i
     features = np.asarray(before.predict(images, batch_size=BATCH, verbose=2), np.float64)
     weights, bias = ridge(features, np.eye(last.units)[labels])
     last.set_weights([SHARPNESS * weights, SHARPNESS * bias])
+
+
+def offset(layers: Iterable[Any]) -> None:
+    """Have these batch normalisations add something, so that the network is not chaotic."""
+    for layer in layers:
+        layer.beta.assign(layer.beta + OFFSET)
 
 
 def set_statistics(model: Any, images: NDArray[np.float32]) -> None:

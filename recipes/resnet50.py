@@ -1,6 +1,6 @@
 """ResNet50 with random weights and a fitted last layer: the model of `resnet50.yaml`."""
 
-from random_features import fit_last_layer
+from random_features import fit_last_layer, offset
 from scaled_digits import training
 
 SIDE = 224  # pixels
@@ -16,6 +16,7 @@ def make(samples: int = 320):  # a Keras model
     model = keras.applications.ResNet50(
         weights=None, input_shape=(SIDE, SIDE, 3), classes=10, classifier_activation="softmax"
     )
+    offset(one for one in model.layers if one.name.endswith(("_1_bn", "_2_bn")))
     for layer in model.layers:
         if layer.name.endswith("_3_bn"):
             layer.gamma.assign(RESIDUAL * layer.gamma)
