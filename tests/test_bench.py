@@ -292,7 +292,7 @@ def test_windows_that_cannot_be_measured_are_told(tmp_path: Path) -> None:
     ended = subprocess.run(
         words, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "error: it cannot be measured so: " in ended.stderr
     assert "Traceback" not in ended.stderr
 

@@ -425,6 +425,19 @@ def test_all_faults_of_all_files_come_at_once(build: Path, cache: Path, tmp_path
     assert places["folder"] == "no records are in this folder"
 
 
+def test_a_file_of_something_else_is_told_in_a_few_words(
+    build: Path, cache: Path, tmp_path: Path
+) -> None:
+    other = build / "kws" / "arm-int8" / "variant.json"
+    ((said, _, hint),) = faults_of(other, build=build)
+    assert said.startswith("not a record of a measurement: ")
+    assert hint == "name a bench.jsonl, or a client's JSON report"
+    (tmp_path / "model.tflite").write_bytes(b"TFL3\n" * 100)
+    found = faults_of(tmp_path / "model.tflite", build=build)
+    assert len(found) == 4
+    assert found[-1][0] == "so are 97 more lines"
+
+
 # Reports of a client.
 
 

@@ -128,7 +128,7 @@ def _measure(arguments: argparse.Namespace, show_json: Show) -> int:
 
 
 def _convert_options(kind: type[BenchOptions], arguments: argparse.Namespace) -> BenchOptions:
-    """What the command line asks for. Raises Tf2aifError."""
+    """What the command line asks for. Raises FilesError."""
     import msgspec
 
     window = {"window_s": arguments.window, "max_windows": arguments.max_windows}
@@ -141,11 +141,11 @@ def _convert_options(kind: type[BenchOptions], arguments: argparse.Namespace) ->
     try:
         return msgspec.convert(asked, kind)
     except msgspec.ValidationError as error:
-        raise Tf2aifError(
-            f"it cannot be measured so: {error}",
-            hint="--window is more than 0 seconds; --max-windows is 3 or more, since three must "
-            "agree; --threads and --starts are 1 or more",
-        ) from error
+        hint = (
+            "--window is more than 0 seconds; --max-windows is 3 or more, since three must agree; "
+            "--threads and --starts are 1 or more"
+        )
+        raise FilesError([Fault(f"it cannot be measured so: {error}", hint=hint)]) from error
 
 
 def _import(arguments: argparse.Namespace, show_json: Show) -> int:

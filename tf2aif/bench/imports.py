@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .record import (
 )
 
 SERVER_ONLY = "a client's report has the server's figures only"
+MOST_FAULTS = 3  # of one file that are told each: it may be no file of records at all
 MEASURE_AGAIN = "measure there again, with the same version of tf2aif as here"
 
 
@@ -113,36 +115,36 @@ def _read_file(path: Path, faults: list[Fault]) -> Iterator[_Found]:
     if not content.strip():
         faults.append(Fault("the file is empty", str(path)))
         return
-    whole = _whole(content)
-    if whole is not None:  # a report, or what `--json` printed; a record stands in one line
-        yield from _parts(path, whole)
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        yield from _parts(path, msgspec.json.decode(content), content.strip().count(b"\n"))
         return
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if line.strip():
-            try:
-                yield _Found(f"{path}:{number}", msgspec.json.decode(line))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                hint = "each line is one record, as `tf2aif bench` writes it"
-                faults.append(Fault(f"not JSON: {error}", f"{path}:{number}", hint))
+    yield from _lines(path, content, faults)
 
 
-def _whole(content: bytes) -> dict[str, Any] | None:
-    """The one object that the file is, where it is one of several."""
-    try:
-        value = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    several = isinstance(value, dict) and ("servers" in value or "records" in value)
-    return value if several else None
-
-
-def _parts(path: Path, whole: dict[str, Any]) -> Iterator[_Found]:
-    records = whole.get("records")
+def _parts(path: Path, value: Any, breaks: int) -> Iterator[_Found]:
+    """What is in a file that is one value: a report, what `--json` printed, or one record."""
+    records = value.get("records") if isinstance(value, dict) else None
     if isinstance(records, dict):
-        for name, value in records.items():
-            yield _Found(f"{path}: records.{name}", value)
+        for name, each in records.items():
+            yield _Found(f"{path}: records.{name}", each)
         return
-    yield _Found(str(path), whole)
+    line = not breaks and not (isinstance(value, dict) and "servers" in value)
+    yield _Found(f"{path}:1" if line else str(path), value)
+
+
+def _lines(path: Path, content: bytes, faults: list[Fault]) -> Iterator[_Found]:
+    hint = "each line is one record, as `tf2aif bench` writes it"
+    wrong = 0
+    for number, line in enumerate(content.split(b"\n"), 1):
+        try:
+            if line.strip():
+                yield _Found(f"{path}:{number}", msgspec.json.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            wrong += 1
+            if wrong <= MOST_FAULTS:
+                faults.append(Fault(f"not JSON: {error}", f"{path}:{number}", hint))
+    if wrong > MOST_FAULTS:
+        faults.append(Fault(f"so are {wrong - MOST_FAULTS} more lines", str(path)))
 
 
 # Records.
@@ -179,8 +181,9 @@ def _records(found: _Found, build: Path) -> Iterable[BenchRecord]:
 
 def _convert(found: _Found, kind: type[Any], schema: int, what: str) -> Any:
     """The value as that struct. Raises Tf2aifError."""
-    theirs = found.value.get("schema") if isinstance(found.value, dict) else None
-    if isinstance(theirs, int) and theirs != schema:
+    fields = found.value if isinstance(found.value, dict) else {}
+    theirs, is_one = fields.get("schema"), "scenarios" in fields or "servers" in fields
+    if isinstance(theirs, int) and theirs != schema and is_one:
         raise Tf2aifError(
             f"{what} of schema {theirs}; this version of tf2aif reads schema {schema}",
             at=found.at,
@@ -189,7 +192,7 @@ def _convert(found: _Found, kind: type[Any], schema: int, what: str) -> Any:
     try:
         return msgspec.convert(found.value, kind)
     except msgspec.ValidationError as error:
-        hint = "" if theirs == schema else f"name a {FILE}, or a client's JSON report"
+        hint = "" if is_one else f"name a {FILE}, or a client's JSON report"
         raise Tf2aifError(f"not {what}: {error}", at=found.at, hint=hint) from error
 
 
