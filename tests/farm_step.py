@@ -15,7 +15,6 @@ from tf2aif.errors import StepFailed
 from tf2aif.steps import Job
 
 VERSION = 1
-TOOLCHAIN = "python"
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -53,14 +53,22 @@ def _plain_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestFarm]:
-    """Two machines with the same toolchain; beta runs recipes' own code, too."""
-    farm = TestFarm(tmp_path_factory.mktemp("farm"))
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    make_keys(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[TestFarm]:
+    """Two machines with the same toolchain, of which beta runs recipes' own code too; a rogue."""
+    farm = TestFarm(tmp_path_factory.mktemp("farm"), tls=certificates)
     try:
         farm.add("alpha", "--slots", "2", wait=False)
         farm.add("beta", "--slots", "2", "--allow-code", wait=False)
-        farm.wait_for("alpha")
-        farm.wait_for("beta")
+        farm.add("rogue", "--rogue", "--offer", "pof2", wait=False)
+        for name in ("alpha", "beta", "rogue"):
+            farm.wait_for(name)
         yield farm
     finally:
         farm.close()
@@ -233,7 +241,7 @@ def test_a_label_that_nobody_offers_fails_at_once(build: TestBuild) -> None:
 def test_a_missing_toolchain_says_which_machines_were_seen(build: TestBuild) -> None:
     tool = build.space.lacks(step("x", build.folder, toolchain="vitis"))
     assert tool is not None
-    assert "machines seen in the farm: alpha, beta" in tool.hint
+    assert "machines seen in the farm: alpha, beta, rogue" in tool.hint
 
 
 # What is refused.
@@ -247,7 +255,9 @@ def _sent(build: TestBuild, one: Step, **changes: Any) -> str:
 
 
 def _refused(build: TestBuild, text: str, name: str) -> str:
-    word = build.connection.perform(name, text, {"cpu": 1.0}, step="m/x", timeout_s=60.0)
+    seat = build.space.seat(step("x", build.folder))
+    assert seat is not None
+    word = build.connection.perform(name, text, seat.resources, step="m/x", timeout_s=60.0)
     assert word.what == "refused"
     assert word.failure is not None
     return word.failure.message
@@ -384,47 +394,24 @@ def test_a_signature_of_a_stranger_does_not_count(farm: TestFarm) -> None:
     assert "cache.trusted" in str(failed.value)
 
 
-def test_wrong_bytes_are_refused_and_their_maker_named(tmp_path: Path) -> None:
-    farm = TestFarm(tmp_path / "farm")
-    try:
-        farm.add("rogue", "--rogue")
-        with farm.build("victim") as build:
-            one = step("wrong", build.folder, size=50_000)
-            with pytest.raises(StepFailed, match="what rogue made is refused"):
-                build.run(one)
-            assert not build.space.artifact(one).exists()
-            assert build.space.made(one) is None
-    finally:
-        farm.close()
+def test_wrong_bytes_are_refused_and_their_maker_named(build: TestBuild) -> None:
+    one = step("wrong", build.folder, size=50_000, toolchain="pof2")
+    with pytest.raises(StepFailed, match="what rogue made is refused"):
+        build.run(one)
+    assert not build.space.artifact(one).exists()
+    assert build.space.made(one) is None
 
 
 # Certificates.
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("certificates")
-    make_keys(folder)
-    return folder
-
-
-def test_a_farm_with_certificates_takes_no_stranger(certificates: Path, tmp_path: Path) -> None:
-    farm = TestFarm(tmp_path / "farm", tls=certificates)
-    try:
-        farm.add("alpha")
-        with farm.build("known") as build:
-            assert build.run(step("tls", build.folder)).machine == "alpha"
-        (other,) = make_keys(tmp_path / "other", ["client"])
-        for address in (
-            Address("127.0.0.1", farm.port, None),
-            Address("127.0.0.1", farm.port, other),
-        ):
-            with pytest.raises(Tf2aifError, match="does not accept us"):
-                Farm(address, patience_s=1.0)
-        with farm.build("again") as build:
-            assert build.run(step("tls-2", build.folder)).done == "ran"
-    finally:
-        farm.close()
+def test_a_stranger_is_not_taken(farm: TestFarm, build: TestBuild, tmp_path: Path) -> None:
+    """Without a certificate, and with one of another authority."""
+    (other,) = make_keys(tmp_path / "other", ["client"])
+    for address in (Address("127.0.0.1", farm.port, None), Address("127.0.0.1", farm.port, other)):
+        with pytest.raises(Tf2aifError, match="does not accept us"):
+            Farm(address, patience_s=1.0)
+    assert build.run(step("tls", build.folder)).done == "ran"
 
 
 def test_keys_are_readable_by_their_owner_alone(certificates: Path) -> None:

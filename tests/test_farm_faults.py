@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from farms import KIND, TestBuild, TestFarm, content, step
-from servers import nginx
+from servers import Nginx, nginx
 
 pytest.importorskip("distributed", reason="needs 'tf2aif[farm]'")
 
@@ -25,24 +26,49 @@ from tf2aif.steps import STEPS
 
 TESTS = Path(__file__).parent
 OTHER = "TF2AIF_FARM_PYTHON"
+_NUMBERS = itertools.count(1)
 
 
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("TF_", "TF2AIF_FARM_TLS", "TF2AIF_REMOTE", "OMP_", "CUDA_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setitem(STEPS, KIND, "farm_step")
+@pytest.fixture(scope="module", autouse=True)
+def _plain_environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("TF_", "TF2AIF_FARM_TLS", "TF2AIF_REMOTE", "OMP_", "CUDA_")):
+                patch.delenv(name)
+        patch.setitem(STEPS, KIND, "farm_step")
+        yield
 
 
-@pytest.fixture
-def farm(tmp_path: Path) -> Iterator[TestFarm]:
-    """A scheduler; each test adds its machines."""
-    farm = TestFarm(tmp_path / "farm")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    """The shared cache."""
+    with nginx(tmp_path_factory.mktemp("nginx")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory, server: Nginx) -> Iterator[TestFarm]:
+    """A scheduler; tests say how many machines they need, and leave those that live."""
+    farm = TestFarm(tmp_path_factory.mktemp("farm"), cache=server.url)
     try:
         yield farm
     finally:
         farm.close()
+
+
+def need(farm: TestFarm, number: int) -> list[str]:
+    """So many machines with one slot each, started where they are lacking; their names."""
+    names = [
+        name
+        for name, process in list(farm.processes.items())
+        if name.startswith("m") and process.poll() is None
+    ]
+    new = [f"m{next(_NUMBERS)}" for _ in range(number - len(names))]
+    for name in new:
+        farm.add(name, "--slots", "1", wait=False)
+    for name in new:
+        farm.wait_for(name)
+    return [*names, *new]
 
 
 def _until(true: Callable[[], Any], within_s: float = 60.0) -> None:
@@ -60,17 +86,15 @@ def _in_background(build: TestBuild, *steps: Any) -> tuple[threading.Thread, lis
 
 
 def test_a_machine_killed_in_the_middle_of_a_step(farm: TestFarm) -> None:
-    farm.add("alpha", "--slots", "1", wait=False)
-    farm.add("beta", "--slots", "1")
-    farm.wait_for("alpha")
-    with farm.build("build") as build:
+    names = need(farm, 2)
+    with farm.build("kill") as build:
         done = step("done", build.folder)
         build.run(done)
         one = step("killed", build.folder, after=done, deed="kill-once")
         result = build.run(one)
         assert result.done == "ran"
         assert build.content(one) == content("done", "killed")
-        died = "alpha" if result.machine == "beta" else "beta"
+        (died,) = set(names) - {result.machine}
         assert farm.processes[died].wait(timeout=30) == -signal.SIGKILL
     assert farm.runs("killed") == 2  # on the one that died, and on the other
     assert farm.runs("done") == 1
@@ -91,23 +115,9 @@ def _is_ours(pid: int) -> bool:
     return "State:\tZ" not in status and "PPid:\t1\n" in status
 
 
-def test_a_step_that_kills_machines_is_not_tried_on_every_one(farm: TestFarm) -> None:
-    for name in ("alpha", "beta", "gamma"):
-        farm.add(name, "--slots", "1", wait=False)
-    for name in ("alpha", "beta", "gamma"):
-        farm.wait_for(name)
-    with farm.build("build") as build:
-        with pytest.raises(StepFailed, match="the machines that ran it died: ") as failed:
-            build.run(step("deadly", build.folder, deed="kill-host"))
-        named = [name for name in ("alpha", "beta", "gamma") if name in str(failed.value)]
-        assert len(named) == 2
-        assert farm.runs("deadly") == 2
-        assert build.run(step("after", build.folder)).done == "ran"  # the third is well
-
-
 def test_the_scheduler_is_killed_and_comes_back(farm: TestFarm) -> None:
-    farm.add("alpha", "--slots", "2")
-    with farm.build("build", patience_s=60.0) as build:
+    need(farm, 1)
+    with farm.build("back", patience_s=60.0) as build:
         done = step("done", build.folder)
         build.run(done)
         one = step("during", build.folder, sleep_s=1.0, after=done)
@@ -125,48 +135,44 @@ def test_the_scheduler_is_killed_and_comes_back(farm: TestFarm) -> None:
 def test_a_scheduler_that_stays_away_ends_the_step_and_the_next_build_goes_on(
     farm: TestFarm,
 ) -> None:
-    farm.add("alpha", "--slots", "2")
-    with farm.build("build", patience_s=2.0) as build:
+    (name, *_) = need(farm, 1)
+    with farm.build("away", patience_s=2.0) as build:
         done = step("done", build.folder)
         build.run(done)
-        one = step("during", build.folder, sleep_s=60.0, after=done)
+        one = step("away", build.folder, sleep_s=60.0, after=done)
         thread, found = _in_background(build, one)
-        _until(lambda: farm.runs("during") == 1)
-        pid = farm.pid("during")
+        _until(lambda: farm.runs("away") == 1)
+        pid = farm.pid("away")
         farm.kill("scheduler")
         thread.join(timeout=60)
         assert "the scheduler of the farm has gone" in str(found[0])
         assert "what is done is kept" in found[0].faults[0].hint
         _until(lambda: not Path(f"/proc/{pid}").exists())  # nobody waits for it: it was ended
+    before = farm.log(name).count("waits for steps")
     farm.start_scheduler()
-    _until(lambda: farm.log("alpha").count("waits for steps") == 2)
-    with farm.build("build") as build:
+    _until(lambda: farm.log(name).count("waits for steps") == before + 1)
+    with farm.build("away") as build:
         assert build.run(done).done == "fresh"
         assert build.run(step("next", build.folder, after=done)).done == "ran"
     assert farm.runs("done") == 1
 
 
-def test_the_shared_cache_is_away_for_a_while(tmp_path: Path) -> None:
-    with nginx(tmp_path / "nginx") as server:
-        farm = TestFarm(tmp_path / "farm", cache=server.url)
-        try:
-            farm.add("alpha", "--slots", "1")
-            with farm.build("build") as build:
-                done = step("done", build.folder)
-                build.run(done)
-                one = step("during", build.folder, sleep_s=1.0, after=done)
-                thread, found = _in_background(build, one)
-                _until(lambda: farm.runs("during") == 1)
-                server.kill()
-                time.sleep(3.0)  # the step ends meanwhile
-                assert thread.is_alive()
-                server.start()
-                thread.join(timeout=60)
-                assert isinstance(found[0], Result), found
-                assert build.content(one) == content("done", "during")
-            assert farm.runs("during") == 1
-        finally:
-            farm.close()
+def test_the_shared_cache_is_away_for_a_while(farm: TestFarm, server: Nginx) -> None:
+    need(farm, 1)
+    with farm.build("cache") as build:
+        done = step("done", build.folder)
+        build.run(done)
+        one = step("no-cache", build.folder, sleep_s=1.0, after=done)
+        thread, found = _in_background(build, one)
+        _until(lambda: farm.runs("no-cache") == 1)
+        server.kill()
+        time.sleep(3.0)  # the step ends meanwhile
+        assert thread.is_alive()
+        server.start()
+        thread.join(timeout=60)
+        assert isinstance(found[0], Result), found
+        assert build.content(one) == content("done", "no-cache")
+    assert farm.runs("no-cache") == 1
 
 
 @pytest.fixture
@@ -184,18 +190,15 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_machine_without_disk_is_in_trouble_and_another_does_it(
     farm: TestFarm, tiny_disk: Path
 ) -> None:
-    farm.add("full", "--slots", "8", "--scratch", str(tiny_disk), wait=False)
-    farm.add("alpha", "--slots", "1", wait=False)
-    farm.wait_for("full")
-    farm.wait_for("alpha")
-    with farm.build("build") as build:
+    (well, *_) = need(farm, 1)
+    farm.add("full", "--slots", "8", "--scratch", str(tiny_disk))
+    with farm.build("full") as build:
         for number in range(3):  # some of them are given to the one that is full first
             one = step(f"large-{number}", build.folder, size=4_000_000)
-            assert build.run(one).machine == "alpha"
+            assert build.run(one).machine != "full"
             assert build.content(one) == content(f"large-{number}", size=4_000_000)
-        farm.kill("alpha")
-        with pytest.raises(StepFailed, match=r"no machine (of the farm offers|could do it: full)"):
-            build.run(step("nowhere", build.folder, size=4_000_000))
+    farm.kill("full")
+    assert farm.processes[well].poll() is None
 
 
 BUILD = """
@@ -218,10 +221,11 @@ with TestBuild(farm, "killed") as build:
 
 
 def test_a_build_killed_after_half_of_its_steps(farm: TestFarm) -> None:
-    farm.add("alpha", "--slots", "1")
+    need(farm, 1)
+    began = farm.runs()
     script = BUILD.format(tests=str(TESTS), root=str(farm.root), cache=farm.cache, port=farm.port)
     process = subprocess.Popen([sys.executable, "-c", script])
-    _until(lambda: farm.runs() >= 4)
+    _until(lambda: farm.runs() >= began + 4)
     process.kill()
     process.wait()
     with farm.build("killed") as build:
@@ -233,24 +237,22 @@ def test_a_build_killed_after_half_of_its_steps(farm: TestFarm) -> None:
         assert build.content(before) == content(*(f"half-{n}" for n in range(8)))
     assert done[:3] == ["fresh"] * 3
     assert all(farm.runs(f"half-{number}") == 1 for number in (0, 1, 2))
-    assert farm.runs() <= 9  # the one that ran as the build was killed may have begun twice
+    assert farm.runs() <= began + 9  # the one that ran as the build was killed may have begun twice
 
 
 def test_a_machine_that_is_asked_to_end_hands_its_step_on(farm: TestFarm) -> None:
-    farm.add("alpha", "--slots", "1", wait=False)
-    farm.add("beta", "--slots", "1")
-    farm.wait_for("alpha")
-    with farm.build("build") as build:
+    names = need(farm, 2)
+    with farm.build("handed-on") as build:
         one = step("handed-on", build.folder, deed="nap-once")
         thread, found = _in_background(build, one)
         log = build.space.log(one)
         _until(lambda: log.exists() and "handed-on begins" in log.read_text())
-        first = "alpha" if "on alpha" in log.read_text() else "beta"
+        (first,) = (name for name in names if f"on {name}" in log.read_text())
         farm.processes[first].send_signal(signal.SIGTERM)
         assert farm.processes[first].wait(timeout=30) == 0
         thread.join(timeout=50)
         assert isinstance(found[0], Result), found
-        assert found[0].machine == ("beta" if first == "alpha" else "alpha")
+        assert found[0].machine in set(names) - {first}
 
 
 def test_a_machine_with_another_python(farm: TestFarm) -> None:
@@ -263,12 +265,11 @@ def test_a_machine_with_another_python(farm: TestFarm) -> None:
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     assert version != f"{sys.version_info.major}.{sys.version_info.minor}"
-    farm.add("alpha", "--slots", "1", wait=False)
+    ours = need(farm, 1)
     farm.add("other", "--slots", "1", python=python)
-    farm.wait_for("alpha")
     with farm.build("ours") as build:
         for number in range(3):
-            assert build.run(step(f"ours-{number}", build.folder)).machine == "alpha"
+            assert build.run(step(f"ours-{number}", build.folder)).machine in ours
     label = next(
         one.labels[0]
         for one in build.space.farm.seats.offers  # type: ignore[union-attr]
@@ -283,3 +284,14 @@ def test_a_machine_with_another_python(farm: TestFarm) -> None:
             assert made is not None
             assert made.facts["toolchain.python"] == version
             assert build.content(one) == content(f"ours-{number}")
+
+
+def test_a_step_that_kills_machines_is_not_tried_on_every_one(farm: TestFarm) -> None:
+    names = need(farm, 3)
+    with farm.build("deadly") as build:
+        with pytest.raises(StepFailed, match="the machines that ran it died: ") as failed:
+            build.run(step("deadly", build.folder, deed="kill-host"))
+        named = [name for name in names if name in str(failed.value)]
+        assert len(named) == 2
+        assert farm.runs("deadly") == 2
+        assert build.run(step("after", build.folder)).done == "ran"  # the third is well

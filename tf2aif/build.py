@@ -37,7 +37,7 @@ from .workers import Workers
 from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from .farm.run import FarmBuild
+    from .farm.plan import FarmPlan
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ class Build:
         targets: Iterable[str] = (),
         workers: Workers | None = None,
         images: bool = False,
-        farm: Callable[[Workspace], FarmBuild] | None = None,
+        farm: Callable[[Workspace], FarmPlan] | None = None,
     ) -> Build:
         """Read recipes and targets and plan. Raises FilesError with all that is wrong.
 

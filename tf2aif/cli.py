@@ -20,7 +20,7 @@ from .cli_bundles import add_bundle_command
 from .cli_cache import add_cache_command, add_remote_flag
 from .cli_choose import add_choose_commands
 from .cli_deploy import add_deploy_command
-from .cli_farm import add_farm_commands, add_farm_flag, opened_farm, tell_farm
+from .cli_farm import add_farm_commands, add_farm_flag, last_farm, opened_farm, tell_farm
 from .cli_images import add_image_commands, add_image_flag
 from .cli_place import add_place_commands
 from .cli_report import add_report_command
@@ -30,7 +30,7 @@ from .errors import Fault, FilesError, Tf2aifError
 
 if TYPE_CHECKING:
     from .build import Build
-    from .farm.run import FarmBuild
+    from .farm.plan import FarmPlan
     from .remotes.shared import Report
     from .workspace import Workspace
 
@@ -250,7 +250,7 @@ def _really_build(
 
 
 def _build_with(
-    join: Callable[[Workspace], FarmBuild] | None,
+    join: Callable[[Workspace], FarmPlan] | None,
     arguments: argparse.Namespace,
     project: str,
     recipes: list[str],
@@ -514,6 +514,7 @@ def _load(arguments: argparse.Namespace) -> Build:
         Path.cwd(),
         targets=getattr(arguments, "target", ()),
         images=getattr(arguments, "images", False),
+        farm=last_farm(Path.cwd()),
     )
 
 

@@ -19,7 +19,7 @@ from .errors import Tf2aifError
 if TYPE_CHECKING:
     from .farm.address import Address
     from .farm.offer import Offer
-    from .farm.run import FarmBuild
+    from .farm.plan import FarmPlan
     from .workspace import Workspace
 
 AddCommand = Callable[..., argparse.ArgumentParser]
@@ -129,17 +129,31 @@ def _count(text: str) -> int:
 @contextlib.contextmanager
 def opened_farm(
     arguments: argparse.Namespace, project: Path
-) -> Iterator[Callable[[Workspace], FarmBuild] | None]:
+) -> Iterator[Callable[[Workspace], FarmPlan] | None]:
     """What lets a build join its farm; None, and nothing is imported, where it has none."""
     from .spec.config import load_config
 
     if not (arguments.farm or os.environ.get("TF2AIF_FARM") or load_config(project).farm):
+        _remembered(project).unlink(missing_ok=True)  # later plans are without a farm, too
         yield None
         return
     from .farm.open import open_farm
 
     with open_farm(project, arguments.farm, tls=arguments.tls, remote=arguments.remote) as join:
         yield join
+
+
+def last_farm(project: Path) -> Callable[[Workspace], FarmPlan] | None:
+    """What shows a plan the farm of the last build; None where it had none."""
+    if not _remembered(project).exists():
+        return None
+    from .farm.plan import remembered
+
+    return remembered
+
+
+def _remembered(project: Path) -> Path:
+    return project / "build" / ".tf2aif" / "farm.json"
 
 
 def tell_farm(space: Workspace) -> None:
@@ -161,8 +175,8 @@ def _worker(arguments: argparse.Namespace, show_json: Show) -> int:
     from .farm.offer import make_offer
     from .farm.worker import make_host, serve
 
-    need_distributed()
     address = parse(arguments.address, arguments.tls)
+    need_distributed()
     cache = arguments.cache or os.environ.get("TF2AIF_REMOTE", "")
     if not cache:
         raise Tf2aifError(
@@ -207,9 +221,9 @@ def _scheduler(arguments: argparse.Namespace, show_json: Show) -> int:
     from .farm.address import need_distributed, parse
     from .farm.scheduler import serve
 
-    need_distributed()
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     address = parse(f"{host}:{arguments.port}", arguments.tls)
+    need_distributed()
 
     def started(url: str) -> None:
         if arguments.json:

@@ -29,7 +29,7 @@ from .workers import Workers
 from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from .farm.run import FarmBuild
+    from .farm.plan import FarmPlan
     from .farm.seats import Seat
 
 Done = Literal["fresh", "restored", "ran"]
@@ -92,7 +92,7 @@ def _make(
 
 
 def _run_in_farm(
-    step: Step, farm: FarmBuild, seat: Seat, workspace: Workspace
+    step: Step, farm: FarmPlan, seat: Seat, workspace: Workspace
 ) -> tuple[Done, str]:
     """Have a machine of the farm run it; its artifact is put in place here."""
     facts = declared(step, workspace)

@@ -30,7 +30,7 @@ from .toolchains.places import Places
 
 if TYPE_CHECKING:
     from .admission import Admission
-    from .farm.run import FarmBuild
+    from .farm.plan import FarmPlan
     from .farm.seats import Seat
     from .remotes.shared import Shared
 
@@ -46,7 +46,7 @@ class Workspace:
         """The shared caches of this build, where it has some."""
         self.admission: Admission | None = None
         """Who says when a step may run; without it, at once."""
-        self.farm: FarmBuild | None = None
+        self.farm: FarmPlan | None = None
         """The farm that runs the steps it can run, where this build has one."""
 
     @cached_property
@@ -66,14 +66,10 @@ class Workspace:
 
     def lacks(self, step: Step) -> Missing | None:
         """The toolchain that the step cannot do without and that is nowhere to be had, if any."""
-        if self.seat(step):
-            return None
-        names = (step.toolchain, *step.engines)
-        tools = {name: self.places.identity(name) for name in names}
-        for name, tool in tools.items():
-            if isinstance(tool, Missing):
-                return self.farm.missing(name, tool) if self.farm else tool
-        return None
+        if self.farm:
+            return None if self.farm.seat(step) else self.farm.missing(step)
+        tools = (self.places.identity(name) for name in (step.toolchain, *step.engines))
+        return next((tool for tool in tools if isinstance(tool, Missing)), None)
 
     def seat(self, step: Step) -> Seat | None:
         """Where the step runs in the build's farm; None: as without one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 import warnings
@@ -238,6 +239,8 @@ class Farm:
         # Machines differ, and labels say how; what is sent is text.
         warnings.simplefilter("ignore", VersionMismatchWarning)
         try:
+            # dask would go on asking where nobody listens until its time is over.
+            socket.create_connection((self.address.host, self.address.port), timeout=10).close()
             client = make(
                 self.address.url,
                 security=security(self.address.tls),

@@ -14,7 +14,7 @@ import msgspec
 from ..errors import StepFailed, Tf2aifError
 from ..facts import Facts, explain, key
 from ..freshness import ELSEWHERE, declared
-from ..graph import Graph, Step
+from ..graph import Step
 from ..observed import current_value
 from ..offload import our_own
 from ..records import ActionRecord
@@ -23,14 +23,15 @@ from ..remotes.remote import RemoteFailed
 from ..remotes.trust import Believed, check_record
 from ..remotes.trust import Refused as NotBelieved
 from ..store import CorruptBlob
-from ..toolchains import Identity, Missing
+from ..toolchains import Missing
 from ..worker import Failure, failed_reply
 from ..workers import outcome_of
 from ..workspace import Workspace
 from .carriage import Carriage
 from .errand import make_errand
 from .farm import Farm
-from .seats import Seat, Seats
+from .plan import Done, FarmPlan
+from .seats import Seat
 from .word import News, Word
 
 if TYPE_CHECKING:
@@ -39,16 +40,7 @@ if TYPE_CHECKING:
 TRIES = 3  # of an errand whose inputs went from the shared cache meanwhile
 
 
-class Done(msgspec.Struct, frozen=True):
-    """What the farm made of a step."""
-
-    record: ActionRecord
-    machine: str
-    ran: bool
-    """False: it had been made before."""
-
-
-class FarmBuild:
+class FarmBuild(FarmPlan):
     """What a build has of its farm. Its methods may be called from several threads."""
 
     def __init__(
@@ -69,8 +61,8 @@ class FarmBuild:
                 "a farm needs a shared cache that this build may write to",
                 hint="'write: true' at a remote of tf2aif.yaml, or TF2AIF_REMOTE_WRITE=yes",
             )
+        super().__init__(workspace, farm.offers().values(), chosen)
         self.farm = farm
-        self.workspace = workspace
         self.trusted: Trusted = shared.trusted
         self.carriage = Carriage(
             line.remote,
@@ -78,22 +70,8 @@ class FarmBuild:
             timeout_s=shared.timeout_s,
             names=workspace.private / "farm-names.json",
         )
-        self.seats = Seats(farm.offers().values(), self._look, chosen)
         self._done: Counter[str] = Counter()
         self._lock = threading.Lock()
-
-    def seat(self, step: Step) -> Seat | None:
-        """Where the step runs in the farm; None: here, or nowhere."""
-        return self.seats.seat(step)
-
-    @property
-    def slots(self) -> int:
-        """How many steps the farm can run at a time."""
-        return sum(offer.slots for offer in self.seats.offers)
-
-    def missing(self, toolchain: str, tool: Missing) -> Missing:
-        """A toolchain that neither this machine nor the farm has, and what was seen there."""
-        return Missing(tool.what, f"{tool.hint}; {self.seats.explain(toolchain)}")
 
     def run(self, step: Step, seat: Seat) -> Done:
         """Have a step done; what it made is in the store then.
@@ -118,11 +96,6 @@ class FarmBuild:
             self._done[word.machine] += 1
         return Done(self._adopt(step, seat, believed), word.machine, word.what == "ran")
 
-    def has_others(self, graph: Graph) -> bool:
-        """Whether a step's toolchain is another one than this machine's: no stat tells of it."""
-        seats = (self.seat(step) for step in graph.steps.values())
-        return any(seat is not None and not seat.here for seat in seats)
-
     def report(self) -> dict[str, int]:
         """Machine -> how many steps it did."""
         with self._lock:
@@ -133,10 +106,7 @@ class FarmBuild:
         self.carriage.stop()
         self.farm.close()
         self.carriage.save()
-
-    def _look(self, toolchain: str) -> Identity | Missing | None:
-        places = self.workspace.places
-        return None if places.place(toolchain) else places.identity(toolchain)
+        self.remember()
 
     def _send(self, step: Step, seat: Seat, facts: Facts, log: Path) -> Word:
         """Bring the inputs on their way, and have the errand done."""
@@ -218,7 +188,7 @@ class FarmBuild:
             record = msgspec.structs.replace(record, observed=our_own(record.observed))
         if not space.store.adopt(record):
             raise StepFailed(f"{step.id}: what it made went from the store at once")
-        if not seat.here and isinstance(self._look(step.toolchain), Missing):
+        if not seat.here and isinstance(self.look(step.toolchain), Missing):
             of_place = ("toolchain.", "environment.", "machine.", "device.")
             facts = {n: v for n, v in record.facts.items() if not n.startswith(of_place)}
             facts["toolchain.kind"] = ELSEWHERE
