@@ -234,6 +234,26 @@ def crowd(build: Path, count: int = 60) -> Path:
     return put(build, variant("crowd", "cpu-tf-fp32", baseline=True, latency=latency(0.4)))
 
 
+def odd(build: Path) -> Path:
+    """Recipes whose figures are unlike others': huge, tiny, negative, alone, or not there."""
+    for number, (value, median_ms) in enumerate(
+        [(12_345_678.9, 5e5), (-9876.5, 0.02), (1e-7, 3.0), (0.5, 1e-4)]
+    ):
+        for name, step in (("cpu-fp32", 0.0), ("cpu-int8", 1e-9)):
+            scored = accuracy(
+                value * (1 - step), metric="metrics.py:a_metric_of_a_rather_long_name_indeed",
+                source=value, drop=value * step, allowed_drop=0.0, labels=False,
+            )  # fmt: skip
+            timed = latency(median_ms * (1 + step), native_ms=median_ms * 0.5)
+            put(build, variant(f"odd-{number}", name, accuracy=scored, latency=timed))
+    put(build, variant("alone", "cpu-int8", accuracy=None, latency=None))
+    put(build, variant("untimed", "cpu-int8", latency=None))
+    put(build, variant("unchecked", "cpu-int8", accuracy=None))
+    return put(build, variant("stopped", "cpu-int8", latency=latency(0.0001) | _STOPPED))
+
+
+_STOPPED = {"variant": {"median_ms": 0.0, "p10_ms": 0.0, "p90_ms": 0.0, "runs": 1}}
+
 FLEET = """\
 currency: EUR
 nodes:

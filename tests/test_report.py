@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import io
 import json
 import shutil
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jsonschema
@@ -23,6 +25,7 @@ from report_made import accuracy, latency, put, put_bench, variant
 
 from tf2aif.cli import _parser
 from tf2aif.errors import FilesError, Tf2aifError
+from tf2aif.report import front, labels, words
 from tf2aif.report.changes import compare, differences, read_report
 from tf2aif.report.collect import collect
 from tf2aif.report.data import Report, encode_report
@@ -73,9 +76,9 @@ def test_the_front_is_what_nobody_dominates(points: dict[str, tuple[float, float
         return a != b and a[0] <= b[0] and a[1] >= b[1]
 
     wanted = {n for n, p in points.items() if not any(dominates(q, p) for q in points.values())}
-    front = pareto_front(points)
-    assert set(front) == wanted
-    assert [points[name][0] for name in front] == sorted(points[name][0] for name in front)
+    found = pareto_front(points)
+    assert set(found) == wanted
+    assert [points[name][0] for name in found] == sorted(points[name][0] for name in found)
 
 
 def test_what_failed_or_was_emulated_is_on_no_front(tmp_path: Path) -> None:
@@ -365,6 +368,12 @@ def test_wrong_words_are_told(
     with pytest.raises(kind, match=said):
         arguments.command(arguments)
     assert not (tmp_path / "build" / "report").exists()
+
+
+@pytest.mark.parametrize("module", [front, labels, words], ids=lambda module: module.__name__)
+def test_examples_are_so(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert (found.failed, found.attempted > 0) == (0, True)
 
 
 def test_nothing_heavy_is_loaded(zoo: Path) -> None:

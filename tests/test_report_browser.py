@@ -34,7 +34,12 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install '.[repor
 pytest.importorskip("jinja2", reason="needs jinja2: pip install '.[report]'")
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
-MADE = {"small": report_made.small, "zoo": report_made.zoo, "crowd": report_made.crowd}
+MADE = {
+    "small": report_made.small,
+    "zoo": report_made.zoo,
+    "crowd": report_made.crowd,
+    "odd": report_made.odd,
+}
 LEAST_PX = 9
 
 

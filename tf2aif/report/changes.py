@@ -10,6 +10,7 @@ import msgspec
 from ..errors import Fault, FilesError
 from ..table import size
 from .data import SCHEMA, Changes, Difference, Report, ReportVariant, Timing, Verdict
+from .words import interval, milliseconds, ratio, score
 
 _RANK = ("failed", "bundled", "emulated", "built", "verified-on-device")
 
@@ -78,8 +79,8 @@ def _accuracy(old: ReportVariant, new: ReportVariant) -> Iterator[Difference]:
     yield Difference(
         id=new.id,
         what="accuracy",
-        before=f"{was.metric} {was.value:.4f}",
-        now=f"{is_now.metric} {is_now.value:.4f}",
+        before=f"{was.metric} {score(was.value)}",
+        now=f"{is_now.metric} {score(is_now.value)}",
         verdict=_better(was.drop - is_now.drop if was.source == is_now.source else 0.0),
     )
 
@@ -95,8 +96,8 @@ def _times(old: ReportVariant, new: ReportVariant) -> Iterator[Difference]:
             yield Difference(
                 id=new.id,
                 what="latency",
-                before=f"{was.median_ms:.3g} ms",
-                now=f"{timing.median_ms:.3g} ms",
+                before=milliseconds(was.median_ms),
+                now=milliseconds(timing.median_ms),
                 verdict=_better(was.median_ms - timing.median_ms),
             )
         a, b = was.speedup, timing.speedup
@@ -104,8 +105,8 @@ def _times(old: ReportVariant, new: ReportVariant) -> Iterator[Difference]:
             yield Difference(
                 id=new.id,
                 what="speed-up",
-                before=f"{a.ratio:.2f}× ({a.low:.2f} to {a.high:.2f})",
-                now=f"{b.ratio:.2f}× ({b.low:.2f} to {b.high:.2f})",
+                before=f"{ratio(a.ratio)} ({interval(a)})",
+                now=f"{ratio(b.ratio)} ({interval(b)})",
                 verdict=_better(b.ratio - a.ratio),
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +15,7 @@ from ..choose import simulation as simulated
 from ..errors import Fault, FilesError
 from ..record import VariantRecord, read_record
 from ..records import decode
+from ..steps.latency import Result as BuildLatency
 from .data import (
     Bench,
     BuiltStep,
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 def collect(build: Path, project: str, made_at: datetime) -> Report:
     """All that a build folder tells; `made_at` is in UTC. Raises FilesError where it is empty."""
     folders = sorted(path.parent for path in build.glob("*/*/variant.json"))
-    records = {folder: read_record(folder) for folder in folders}
-    unread = [str(f.relative_to(build)) for f, record in records.items() if record is None]
-    found = [_variant(folder, record) for folder, record in records.items() if record]
+    variants = {str(folder.relative_to(build)): _variant(folder) for folder in folders}
+    unread = [name for name, variant in variants.items() if variant is None]
+    found = [variant for variant in variants.values() if variant]
     if not found:
         hint = "build first: tf2aif build"
         if unread:
@@ -70,8 +71,16 @@ def _numbered(found: Iterable[ReportVariant]) -> Iterator[ReportVariant]:
         yield msgspec.structs.replace(one, number=number)
 
 
-def _variant(folder: Path, record: VariantRecord) -> ReportVariant:
-    benches = _benches(folder)
+def _variant(folder: Path) -> ReportVariant | None:
+    """What stands in a variant's folder; None where it is of another version, or damaged."""
+    record = read_record(folder)
+    try:
+        return _described(record, _benches(folder)) if record else None
+    except (msgspec.ValidationError, KeyError):
+        return None
+
+
+def _described(record: VariantRecord, benches: tuple[BenchRecord, ...]) -> ReportVariant:
     return ReportVariant(
         number=1,
         id=f"{record.recipe}/{record.variant}",
@@ -125,7 +134,7 @@ def _timings(record: VariantRecord, benches: Iterable[BenchRecord]) -> Iterator[
     """The build's own first, then one for each other machine."""
     seen = set()
     if record.latency:
-        timing = _build_timing(record.latency)
+        timing = _build_timing(msgspec.convert(record.latency, BuildLatency), record.emulates)
         seen.add(timing.machine)
         yield timing
     for bench in benches:
@@ -138,22 +147,21 @@ def _timings(record: VariantRecord, benches: Iterable[BenchRecord]) -> Iterator[
                 yield timing_of
 
 
-def _build_timing(latency: Mapping[str, Any]) -> Timing:
+def _build_timing(found: BuildLatency, emulates: str | None) -> Timing:
     """What the step `latency` wrote."""
-    variant, machine = latency["variant"], latency["machine"]
+    machine = found.machine
     return Timing(
         origin="build",
         machine=machine_name(machine["cpu"], machine["cpus"], machine["architecture"]),
-        batch=latency["batch"],
-        threads=latency["threads"],
-        median_ms=variant["median_ms"],
-        low_ms=variant["p10_ms"],
-        high_ms=variant["p90_ms"],
-        native_ms=latency["native"]["median_ms"],
-        speedup=Interval(
-            ratio=latency["speedup"], low=latency["speedup_low"], high=latency["speedup_high"]
-        ),
-        random=latency["random"],
+        batch=found.batch,
+        threads=found.threads,
+        median_ms=found.variant.median_ms,
+        low_ms=found.variant.p10_ms,
+        high_ms=found.variant.p90_ms,
+        native_ms=found.native.median_ms,
+        speedup=Interval(ratio=found.speedup, low=found.speedup_low, high=found.speedup_high),
+        random=found.random,
+        emulates=emulates,
     )
 
 

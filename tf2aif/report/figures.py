@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 
 from msgspec import Struct
 
@@ -11,7 +12,8 @@ from .front import machines_of, timing_on
 from .plots import Point, Row, accuracy_plot, bar_plot, interval_plot
 from .words import bytes_of, conditions, interval, milliseconds, ratio, score, seconds, tip
 
-MOST_ROWS = 12  # of the plot of the longest steps; its table has all of them
+MOST_ROWS = 12  # of the plot of the longest steps
+MOST_TABLE_ROWS = 500  # of its table; `report.json` has all of them
 
 Cells = tuple[str, ...]
 
@@ -60,10 +62,11 @@ def _recipe(prefix: str, name: str, variants: Sequence[ReportVariant]) -> Iterat
     machines = machines_of(variants)
     for place, machine in enumerate(machines):
         timed = [(v, t) for v in variants if (t := timing_on(v, machine))]
+        others = [(v, t) for v, t in timed if not v.baseline]
         where = f" on {machine}" if len(machines) > 1 else ""
-        if checked := [(v, t) for v, t in timed if v.accuracy]:
+        if checked := [(v, t) for v, t in timed if v.accuracy and isfinite(v.accuracy.value)]:
             yield _accuracy(f"{prefix}a{place}", name, machine, where, checked)
-        if compared := [(v, t) for v, t in timed if t.speedup and not v.baseline]:
+        if compared := [(v, t) for v, t in others if t.speedup and t.speedup.low > 0]:
             yield _speedup(f"{prefix}s{place}", name, machine, where, compared)
     if sized := [v for v in variants if v.size_bytes]:
         yield _artifacts(f"{prefix}z", name, sized)
@@ -123,11 +126,13 @@ def _speedup(name: str, recipe: str, machine: str, where: str, timed: Timed) -> 
             low=t.speedup.low,
             high=t.speedup.high,
             strong=machine in v.front_on,
+            failed=v.state == "failed",
             tip=tip(v, t),
         )
         for v, t in timed
         if t.speedup
     ]
+    crosses = " A cross failed its gate." if any(row.failed for row in rows) else ""
     fastest = max(rows, key=lambda row: row.value)
     most = f"Most: {fastest.name}, {fastest.shown}."
     label = f"{recipe}: speed-up over native TensorFlow on {machine}. {most}"
@@ -135,7 +140,7 @@ def _speedup(name: str, recipe: str, machine: str, where: str, timed: Timed) -> 
         title=f"Speed-up over native TensorFlow{where}",
         svg=interval_plot(name, rows, label, "times as fast, run in turns"),
         caption="With its interval: of the build's own timing 95%, of bench from the least round "
-        "to the greatest. Bold: on the front.",
+        f"to the greatest. Bold: on the front.{crosses}",
         head=("no.", "variant", "speed-up", "at least", "at most", "native", "conditions"),
         rows=tuple(
             (
@@ -248,18 +253,19 @@ def _longest(report: Report) -> FigureView:
     ordered = sorted(report.steps, key=lambda step: (-step.seconds, step.step))
     shown = ordered[:MOST_ROWS]
     rows = [Row(name=s.step, shown=seconds(s.seconds), value=s.seconds) for s in shown]
+    more = f"{MOST_TABLE_ROWS}" if len(ordered) > MOST_TABLE_ROWS else "all of them"
     label = f"The longest step is {rows[0].name}: {rows[0].shown}."
     return FigureView(
         title="Longest steps",
         svg=bar_plot("b2", rows, label, "wall time"),
-        caption=f"The longest {len(rows)} of {len(ordered)}; the table has all of them.",
+        caption=f"The longest {len(rows)} of {len(ordered)}; the table has {more}.",
         head=("step", "kind", "wall time", "CPU time", "peak memory"),
         rows=tuple(
             (
                 s.step, s.kind, seconds(s.seconds), seconds(s.cpu_s),
                 "–" if s.peak_mb is None else f"{s.peak_mb:.0f} MiB",
             )
-            for s in ordered
+            for s in ordered[:MOST_TABLE_ROWS]
         ),
         numbers=2,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from math import isfinite
 
 import msgspec
 
@@ -12,7 +13,8 @@ from .data import ReportVariant, Timing
 
 def timing_on(variant: ReportVariant, machine: str) -> Timing | None:
     """The variant's own time on a machine; None where it was not measured, or only emulated."""
-    return next((t for t in variant.timings if t.machine == machine and not t.emulates), None)
+    own = (t for t in variant.timings if t.machine == machine and not t.emulates)
+    return next((timing for timing in own if timing.median_ms > 0), None)
 
 
 def machines_of(variants: Iterable[ReportVariant]) -> tuple[str, ...]:
@@ -57,5 +59,6 @@ def _points(variants: Iterable[ReportVariant], machine: str) -> dict[str, tuple[
     return {
         v.id: (timing.median_ms, v.accuracy.value)
         for v in variants
-        if v.state != "failed" and v.accuracy and (timing := timing_on(v, machine))
+        if v.state != "failed" and (timing := timing_on(v, machine))
+        if v.accuracy and isfinite(v.accuracy.value)
     }

@@ -24,6 +24,7 @@ from .words import (
     NOTHING,
     bytes_of,
     digits,
+    gain,
     interval,
     milliseconds,
     ratio,
@@ -77,6 +78,7 @@ def render_page(report: Report) -> str:
     environment.filters |= {
         "day": _day,
         "digits": digits,
+        "gain": gain,
         "interval": interval,
         "milliseconds": milliseconds,
         "ratio": ratio,

@@ -44,6 +44,7 @@ class Row(Struct, frozen=True, kw_only=True):
     low: float | None = None
     high: float | None = None
     strong: bool = False
+    failed: bool = False
     tip: str = ""
 
 
@@ -58,15 +59,13 @@ def accuracy_plot(
     with style():
         figure = new_figure(300 if len(points) <= 24 else 440)
         height = figure.bbox.height
-        axes = figure.add_axes((0.16, 42 / height, 0.81, 1 - 68 / height))
+        axes = figure.add_axes((0, 42 / height, 1, 1 - 68 / height))
         axes.set_xscale("log")
         axes.grid(True)
         axes.tick_params(length=0)
         axes.set_xlabel("latency, median of one run (ms)")
-        axes.set_title(
-            metric, loc="left", fontsize=FONT_PX, color=COLOURS["muted"], x=-0.17, pad=10
-        )
         _limits(axes, points, gate)
+        label_left(axes, metric)
         spread_ticks(axes)
         taken = _front(axes, [point for point in points if point.front])
         taken += [_gate_line(axes, gate)] if gate is not None else []
@@ -85,6 +84,26 @@ def _limits(axes: Axes, points: Sequence[Point], gate: float | None) -> None:
     lowest, highest = min([*ys, *([gate] if gate is not None else [])]), max(ys)
     room_y = max((highest - lowest) * 0.15, abs(highest) * 1e-3, 1e-6)
     axes.set_ylim(lowest - room_y, highest + room_y)
+
+
+def label_left(axes: Axes, title: str) -> None:
+    """Give the y axis as much room as its tick labels need, and its title above it."""
+    from matplotlib.ticker import FuncFormatter, ScalarFormatter
+
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        axes.ticklabel_format(axis="y", style="plain")
+    else:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
+    left = max(text_width(label, NUMBER_PX) for label in [*labels, "0"]) + 8
+    box, height = axes.get_position(), axes.bbox.height / axes.get_position().height
+    axes.set_position((left / WIDTH, box.y0, 1 - (left + 10) / WIDTH, box.height))
+    axes.figure.text(
+        0, box.y1 + 16 / height, fit(title, WIDTH), color=COLOURS["muted"], va="center"
+    )
 
 
 def _front(axes: Axes, points: Sequence[Point]) -> list[Box]:
@@ -223,13 +242,14 @@ def interval_plot(name: str, rows: Sequence[Row], label: str, unit: str) -> str:
 
 
 def _interval(axes: Axes, place: int, row: Row, low: float, high: float) -> None:
-    colour = COLOURS["front" if row.strong else "mark"]
+    colour = COLOURS["bad" if row.failed else "front" if row.strong else "mark"]
     axes.plot([low, high], [place, place], color=colour, linewidth=1.5)
     for end in (low, high):
         axes.plot([end], [place], marker="|", markersize=7, color=colour, markeredgewidth=1.5)
     (drawn,) = axes.plot(
-        [row.value], [place], marker="o", markersize=6, linestyle="none", markeredgecolor=colour,
-        markerfacecolor=colour if row.strong else COLOURS["surface"], markeredgewidth=1.4,
+        [row.value], [place], marker="X" if row.failed else "o", markersize=6, linestyle="none",
+        markeredgecolor=colour, markerfacecolor=colour if row.strong else COLOURS["surface"],
+        markeredgewidth=1.4,
     )  # fmt: skip
     drawn.set_gid(f"r{place}")
 

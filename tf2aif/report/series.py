@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .svg import COLOURS, FONT_PX, WIDTH, new_figure, render, style, text_width
+from .plots import label_left
+from .svg import COLOURS, WIDTH, new_figure, render, style, text_width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,18 +33,18 @@ def series_plot(
     """Values over seconds; where one is None the line is interrupted."""
     with style():
         rows = _key_rows(list(series))
-        above = LINE_PX * len(rows) + 26
+        above = LINE_PX * len(rows) + 32
         height = above + 220
         figure = new_figure(height)
-        axes = figure.add_axes((0.16, 40 / height, 0.81, 1 - (above + 40) / height))
+        axes = figure.add_axes((0, 40 / height, 1, 1 - (above + 40) / height))
         axes.grid(True)
         axes.tick_params(length=0)
         axes.set_xlabel("seconds since the start")
-        axes.set_title(unit, loc="left", fontsize=FONT_PX, color=COLOURS["muted"], x=-0.17, pad=8)
         for how, values in zip(_styles(len(series)), series.values(), strict=True):
             axes.plot(start, [float("nan") if v is None else v for v in values], **how)
         if log:
             _logarithmic(axes, series)
+        label_left(axes, unit)
         _key(figure, rows, dict(zip(series, _styles(len(series)), strict=True)))
         return render(figure, name, label)
 
@@ -54,7 +55,7 @@ def _styles(count: int) -> list[dict[str, Any]]:
 
 def _logarithmic(axes: Any, series: Mapping[str, Sequence[float | None]]) -> None:
     """A logarithmic scale where values spread over more than one power of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     known = [value for values in series.values() for value in values if value]
     if len(known) < 2 or max(known) < 10 * min(known):
@@ -62,7 +63,6 @@ def _logarithmic(axes: Any, series: Mapping[str, Sequence[float | None]]) -> Non
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _key_rows(names: Sequence[str]) -> list[list[str]]:

@@ -67,8 +67,21 @@ def bytes_of(value: int | None) -> str:
 
 
 def score(value: float) -> str:
-    """A metric's value."""
-    return f"{value:.4f}"
+    """A metric's value.
+
+    >>> score(0.92291), score(0.0), score(1e-7), score(-12345.678)
+    ('0.9229', '0.0000', '1.000e-07', '-1.235e+04')
+    """
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
+
+
+def gain(drop: float) -> str:
+    """What a variant gained over its source model, from what it lost.
+
+    >>> gain(0.00167), gain(-0.004), gain(1e-9)
+    ('-0.0017', '+0.0040', '+0.0000')
+    """
+    return f"{round(-drop, 4) + 0.0:+.4f}"
 
 
 def conditions(timing: Timing) -> str:
