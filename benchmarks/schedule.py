@@ -8,8 +8,9 @@ The schedule runs twice, before and after it knows what steps take. Every build 
 store and without `build/`; runs are made in turns, and the table has the median of each.
 
 The second table takes what steps took in the last of these runs, and plays it on machines with more
-cores: the very code of the schedule, with a clock that is a number. "bound" is the larger of the
-longest path and of all work spread over the cores: no order is faster.
+cores: the very code of the schedule, with a clock that is a number. "bound" is the time of
+what measures, and besides the larger of the longest path and of all work spread over the cores: no
+order is faster.
 """
 
 from __future__ import annotations

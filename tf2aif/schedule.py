@@ -209,20 +209,29 @@ class Scheduler:
     def remaining_s(self, now: float) -> tuple[float, float]:
         """Seconds to the end, as expected, and how many of them rest on guesses alone.
 
-        The larger of the longest path and of all work spread over the cores: no order is faster.
+        No order is faster than the longest path; nor than what runs alone here, and besides the
+        longest path of the rest, or that spread over the cores.
         """
         over = self.done | self.lost
         left = {name: self._left_s(name, now) for name in self.works if name not in over}
-        paths: dict[str, float] = {}
-        for name in reversed(left):
-            behind = (paths.get(reader, 0.0) for reader in self.readers[name])
-            paths[name] = left[name] + max(behind, default=0.0)
-        longest = max(paths.values(), default=0.0)
-        spread = sum(map(self._spread, left, left.values()))
+        shared = {n: s if self._shares(n) else 0.0 for n, s in left.items()}
+        alone = sum(s for name, s in left.items() if self.works[name].alone)
+        spread = sum(map(self._spread, shared, shared.values()))
+        total = max(self._longest(left), alone + max(self._longest(shared), spread))
         guessed = sum(s for name, s in left.items() if not self.works[name].known)
-        share = guessed / max(sum(left.values()), 1e-9)
-        total = max(longest, spread)
-        return total, total * share
+        return total, total * guessed / max(sum(left.values()), 1e-9)
+
+    def _longest(self, seconds: Mapping[str, float]) -> float:
+        """The longest way through these steps."""
+        paths: dict[str, float] = {}
+        for name in reversed(list(seconds)):
+            behind = (paths.get(reader, 0.0) for reader in self.readers[name])
+            paths[name] = seconds[name] + max(behind, default=0.0)
+        return max(paths.values(), default=0.0)
+
+    def _shares(self, name: str) -> bool:
+        """Whether it runs here, with others beside it."""
+        return not self.works[name].alone and self.needs[name].get("cores", 0) > 0
 
     def _left_s(self, name: str, now: float) -> float:
         expected = self.works[name].wall_s
