@@ -48,7 +48,8 @@ def _report(arguments: argparse.Namespace, show_json: Show) -> int:
     print(f"wrote {written.page}, and beside it {written.json.name} and {written.csv.name}")
     if found is not None:
         since_when = written.report.changes.since if written.report.changes else ""
-        print(f"{len(found)} differences since the report of {since_when}")
+        differences = f"{len(found)} difference{'s' * (len(found) != 1)}"
+        print(f"{differences} since the report of {since_when}")
     for name in written.report.unread:
         print(f"left out: {name}: built by another version, or damaged")
     return 0
