@@ -163,6 +163,72 @@ def test_the_last_layer_is_fitted_by_ridge_regression() -> None:
     assert np.abs(left).max() < 1e-8
 
 
+# What the benchmarks change and reckon.
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[None]:
+    """The modules of `benchmarks/` can be imported, as from the command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield
+
+
+@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.parametrize("name", FOUR)
+def test_an_edit_of_the_benchmark_changes_one_thing(tmp_path: Path, name: str) -> None:
+    zoo = module("zoo")
+    recipe = zoo.copy_recipes(tmp_path, [name])[name]
+
+    def steps() -> dict[str, Any]:
+        loaded = load_project([recipe], tmp_path)
+        return plan(loaded.recipes, loaded.targets, platform="linux/amd64").steps
+
+    before = steps()
+    zoo.one_sample_less(recipe)
+    calibrated = steps()
+    zoo.trained_anew(recipe)
+    trained = steps()
+    assert before.keys() == calibrated.keys() == trained.keys()
+    changed = {n for n in before if before[n].options != calibrated[n].options}
+    assert changed == {f"{name}/calibration"}
+    assert calibrated[f"{name}/calibration"].options["samples"] > 20
+    changed = {n for n in before if calibrated[n].options != trained[n].options}
+    assert changed == {f"{name}/model"}
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_metadata_of_another_version_are_found_first(tmp_path: Path) -> None:
+    folder = module("zoo").shadow(tmp_path / "shadow", "msgspec")
+    code = "from tf2aif.toolchains.installed import installed; print(installed()['msgspec'])"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(folder)},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == f"{msgspec.__version__}.post1"
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_tables_take_the_place_of_older_ones(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- zoo -->\nold\n<!-- /zoo -->\nb\n<!-- other -->\n<!-- /other -->\n")
+    module("zoo").put_between(page, "zoo", "| new |")
+    assert page.read_text().startswith("a\n<!-- zoo -->\n| new |\n<!-- /zoo -->\nb\n<!-- other")
+    with pytest.raises(SystemExit, match="has no <!-- speed -->"):
+        module("zoo").put_between(page, "speed", "")
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_mean_of_speed_ups_has_an_interval_around_it() -> None:
+    speedup = module("speedup")
+    rounds = np.array([4.0, 5.0, 6.0, 5.5, 4.5])
+    drawn = speedup.resampled(rounds, 0)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    assert 4.0 < low < speedup.geometric(rounds) < high < 6.0
+    assert speedup.geometric(np.array([2.0, 8.0])) == pytest.approx(4.0)
+    assert speedup.interval(np.full(10, 3.0)) == "3.00 to 3.00"
+
+
 # What a recipe cannot do without.
 
 
