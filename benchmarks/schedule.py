@@ -28,10 +28,9 @@ from timed import Times, machine, median, timed
 
 from build import write_project
 from tf2aif.build import Build
-from tf2aif.estimates import History, Work, estimate
+from tf2aif.estimates import Work, estimate, history_of
 from tf2aif.graph import Graph
 from tf2aif.schedule import Scheduler, simulate
-from tf2aif.timeline import read_last
 
 MODELS = ["lenet", "mobilenet_v2"]
 TARGETS = ["cpu", "cpu-openvino", "cpu-tf"]
@@ -72,12 +71,12 @@ def main() -> None:
     parser.add_argument("-n", "--jobs", type=int, default=2)
     parser.add_argument("--runs", type=int, default=1, help="of each order, in turns")
     parser.add_argument("--memory", type=int, default=16_000, help="MiB of the simulated machines")
-    parser.add_argument("--last", metavar="FILE", help="play this project's last build; build none")
+    parser.add_argument("--play", metavar="DIR", help="play the build of this project, run none")
+    parser.add_argument("--images", action="store_true", help="with --play: with its images")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        project = Path(options.last or Path(folder, "project")).resolve()
-        os.environ.setdefault("TF2AIF_CACHE", str(Path(folder, "cache")))
-        if not options.last:
+        project = Path(options.play or Path(folder, "project")).resolve()
+        if not options.play:
             os.environ["TF2AIF_CACHE"] = str(Path(folder, "cache"))
             write_project(project, options.models, options.targets)
             measure(project, options)
@@ -120,10 +119,13 @@ def cold(project: Path, words: str, jobs: int, known: Path, kept: bool) -> Times
 
 def play(project: Path, options: argparse.Namespace) -> None:
     """The second table: what steps took, on other machines."""
-    build = Build.load([project / "recipes"], project)
+    build = Build.load([project / "recipes"], project, images=options.images)
     works = _works(build)
     build.close()
-    reads = {name: tuple(build.graph.steps[name].inputs.values()) for name in works}
+    reads = {
+        name: tuple(other for other in build.graph.steps[name].inputs.values() if other in works)
+        for name in works
+    }
     total = sum(work.wall_s for work in works.values())
     print(f"\n{len(works)} steps, {total:.1f} s in all, on {options.memory} MiB")
     print(f"{'cores':>5} {'bound':>7}   {'arrival':>9} {'MiB':>7}   {'schedule':>9} {'MiB':>7}")
@@ -139,14 +141,11 @@ def play(project: Path, options: argparse.Namespace) -> None:
 
 
 def _works(build: Build) -> dict[str, Work]:
-    """What each step took in the last build here, and what it needs."""
-    last = read_last(build.workspace.private)
-    if last is None or not last.ran:
-        raise SystemExit(f"{build.workspace.project}: no build is recorded that ran steps")
-    took = {step.name: step for step in last.steps if step.done == "ran"}
-    graph = Graph({n: s for n, s in build.graph.steps.items() if n in took}, {})
-    history = History(build.workspace.store.root / "times.json")
-    return estimate(graph, build.workspace, history)
+    """What each step took when it last ran here, and what it needs."""
+    steps = {n: s for n, s in build.graph.steps.items() if build.workspace.made(s)}
+    if not steps:
+        raise SystemExit(f"{build.workspace.project}: nothing was built here")
+    return estimate(Graph(steps, {}), build.workspace, history_of(build.workspace))
 
 
 def by_arrival(
