@@ -35,10 +35,11 @@ def make_problem(
 ) -> Problem:
     """All options of all services on all nodes."""
     classes = _classes(places)
+    figures = _Figures(conditions or Conditions())
     options: list[Option] = []
     wanted = []
     for index, (name, service) in enumerate(services.services.items()):
-        judge = _Judge(index, service, utilisation, conditions or Conditions())
+        judge = _Judge(index, service, utilisation, figures)
         found, refused = judge.survey(catalogue.of(service.recipe), classes)
         first = len(options)
         options += found
@@ -78,6 +79,29 @@ def _classes(places: Sequence[Place]) -> tuple[NodeClass, ...]:
     )
 
 
+class _Figures:
+    """What is known of variants on nodes; looked up once for all services."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+        self._misfits: dict[tuple[str, int], str] = {}
+        self._known: dict[tuple[str, str, int], Figure | str] = {}
+
+    def misfit(self, variant: CatalogueVariant, node: Node) -> str:
+        """As `match.misfit`."""
+        key = variant.id, id(node)
+        if key not in self._misfits:
+            self._misfits[key] = misfit(variant, node)
+        return self._misfits[key]
+
+    def find(self, name: str, variant: CatalogueVariant, node: Node | None) -> Figure | str:
+        """As `match.find_figure`."""
+        key = name, variant.id, id(node)
+        if key not in self._known:
+            self._known[key] = find_figure(name, variant, node, self._conditions)
+        return self._known[key]
+
+
 class _Needs(Struct, frozen=True, kw_only=True):
     """What one replica takes of a node, and what is to be known of that."""
 
@@ -91,12 +115,12 @@ class _Judge:
     """Which variants answer one service on which nodes."""
 
     def __init__(
-        self, index: int, service: FleetService, utilisation: float, conditions: Conditions
+        self, index: int, service: FleetService, utilisation: float, figures: _Figures
     ) -> None:
         self.index = index
         self.service = service
         self.utilisation = utilisation
-        self.conditions = conditions
+        self.figures = figures
         limits = service.limits
         self.latency = [one for one in limits if one.of.kind == "latency"]
         self.others = [one for one in limits if one.of.kind != "latency"]
@@ -118,17 +142,7 @@ class _Judge:
                     options.append(found)
                 else:
                     refused.append(Refusal(variant=variant.id, nodes=nodes.name, why=found))
-        kept = []
-        for position, one in enumerate(options):
-            other = _dominant(position, options)
-            if other is None:
-                kept.append(one)
-            else:
-                name, why = (
-                    classes[one.nodes].name,
-                    f"{other.variant} is as good in all that counts",
-                )
-                refused.append(Refusal(variant=one.variant, nodes=name, why=why))
+        kept = list(_undominated(options, classes, refused))
         return kept, refused
 
     def _fails(self, variant: CatalogueVariant, node: Node | None) -> str:
@@ -136,7 +150,7 @@ class _Judge:
         for objective in self.others:
             if (objective.of.kind == "variant") != (node is None):
                 continue
-            found = find_figure(objective.quantity, variant, node, self.conditions)
+            found = self.figures.find(objective.quantity, variant, node)
             if isinstance(found, str):
                 return found
             if not objective.holds(found.value):
@@ -145,7 +159,7 @@ class _Judge:
 
     def _judge(self, variant: CatalogueVariant, nodes: NodeClass, index: int) -> Option | str:
         node = nodes.node
-        if wrong := misfit(variant, node):
+        if wrong := self.figures.misfit(variant, node):
             return f"the node {wrong}"
         if why := self._fails(variant, node):
             return why
@@ -185,10 +199,7 @@ class _Judge:
         """
         order = [name for name, one in QUANTITIES.items() if _field(name) in LEVELS]
         asked = max((o.quantity for o in self.latency), key=order.index, default="p50")
-        found = [
-            find_figure(name, variant, node, self.conditions)
-            for name in order[order.index(asked) :]
-        ]
+        found = [self.figures.find(name, variant, node) for name in order[order.index(asked) :]]
         return next((one for one in found if isinstance(one, Figure)), found[0])
 
     def _rate(self, times: ServiceTimes) -> int | str:
@@ -216,7 +227,7 @@ class _Judge:
             notes.append("the node's cores are not stated: one replica a node")
         elif machine is None:
             notes.append("on how many cores is not known: one replica a node")
-        memory = find_figure("memory", variant, nodes.node, self.conditions)
+        memory = self.figures.find("memory", variant, nodes.node)
         if isinstance(memory, str):
             notes.append("its memory was not measured: not counted")
             mebibytes = 0
@@ -280,15 +291,25 @@ def _doubts(measurement: Measurement) -> Iterator[str]:
     yield from measurement.doubts
 
 
-def _dominant(position: int, options: Sequence[Option]) -> Option | None:
-    """Another option on the same nodes that is as good in all; of equal ones the first stays."""
-    one = options[position]
-    for number, other in enumerate(options):
-        if number == position or other.nodes != one.nodes or not _as_good(other, one):
-            continue
-        if number < position or not _as_good(one, other):
-            return other
-    return None
+def _undominated(
+    options: Sequence[Option], classes: Sequence[NodeClass], refused: list[Refusal]
+) -> Iterator[Option]:
+    """The options that no other one on the same nodes is as good as in all; of equals the first."""
+    alike: dict[int, list[Option]] = {}
+    for one in options:
+        alike.setdefault(one.nodes, []).append(one)
+    for one in options:
+        others, before = alike[one.nodes], True
+        for other in others:
+            if other is one:
+                before = False
+            elif _as_good(other, one) and (before or not _as_good(one, other)):
+                why = f"{other.variant} is as good in all that counts"
+                name = classes[one.nodes].name
+                refused.append(Refusal(variant=one.variant, nodes=name, why=why))
+                break
+        else:
+            yield one
 
 
 def _as_good(one: Option, other: Option) -> bool:

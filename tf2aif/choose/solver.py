@@ -19,11 +19,14 @@ from typing import Any
 from msgspec import Struct
 
 from ..errors import Tf2aifError
-from .policies import fill
-from .problem import SHARES, Option, Plan, Problem, Room, totals
+from .policies import POLICIES, Rank, fill
+from .problem import SHARES, Option, Plan, Problem, Room, Wanted, totals
 
 EXACT = 400
 """Up to so many replica counts, each node is a bin of its own."""
+
+LARGE = 1500
+"""Of more options than these, only the best of each service by some simple order are looked at."""
 
 EFFORT = 1.0
 """Deterministic time by default: some seconds of one core."""
@@ -31,6 +34,7 @@ EFFORT = 1.0
 _CIRCLES = (0, 2, 4)  # so many more options of each service than the relaxation takes; then all
 _SHARES = (0.1, 0.35, 0.25, 0.3)  # of the effort for each, in the first aim
 _LATER = (0.05, 0.1)  # in the others, which have little room left: the first circles only
+_BEST = 10  # options of a service by each order, of a problem that is LARGE
 _TAKEN = 1e-9  # a share of the relaxation that is one
 
 Counts = Mapping[tuple[int, int], int]  # (option, bin) -> replicas
@@ -91,6 +95,7 @@ class _Search:
         self.limits: dict[str, int] = {}  # of aims that are done
         self.usable = [many for _, many in self.bins]
         self.circles: list[frozenset[int]] = []  # of the aim before
+        self.looked_at = _looked_at(problem)
 
     def minimise(self, name: str) -> Tier:
         """Make the plan better in one aim without losing in those before it."""
@@ -100,7 +105,7 @@ class _Search:
 
     def _improve(self, name: str) -> int | None:
         """Search circle after circle; what cannot be beaten, where that is known."""
-        every = frozenset(range(len(self.problem.options)))
+        every = self.looked_at
         first = self.exact or not self.circles or name == "unplaced"
         if first:
             self.circles = [] if self.exact else self._circles(every, name)
@@ -113,7 +118,8 @@ class _Search:
             left = max(0.0, left - spent)
             if found is not None:
                 self._take(found, name)
-        return math.ceil(bound - 0.5) if first else None
+        whole = len(every) == len(self.problem.options)
+        return math.ceil(bound - 0.5) if first and whole else None
 
     def _value(self, name: str) -> int:
         value: int = getattr(totals(self.problem, self.plan), name)
@@ -126,7 +132,9 @@ class _Search:
         return [
             taken.union(
                 *(
-                    sorted(wanted.options, key=lambda one: (likes[one], one))[: 1 + more]
+                    sorted(set(wanted.options) & likes.keys(), key=lambda one: (likes[one], one))[
+                        : 1 + more
+                    ]
                     for wanted in self.problem.services
                 )
             )
@@ -183,6 +191,7 @@ class _Model:
         self.placed = [self.model.new_bool_var(f"placed{s}") for s in range(len(problem.services))]
         self.parts = {o: new(0, SHARES, f"parts{o}") for o in self.options}
         self.counts: dict[int, dict[int, Any]] = {}
+        self.held: list[dict[int, Any]] = [{} for _ in self.bins]  # by bin
         for number in self.options:
             option = problem.options[number]
             most, fit = _most(problem, option), self.fits[number]
@@ -191,6 +200,8 @@ class _Model:
                 for index, (nodes, many) in enumerate(self.bins)
                 if nodes == option.nodes
             }
+            for index, var in self.counts[number].items():
+                self.held[index][number] = var
 
     def _serve(self, index: int) -> None:
         """A service is placed wholly or not at all, and no replica takes more than it can."""
@@ -207,7 +218,7 @@ class _Model:
         """What runs in a bin has room on the nodes that are in use."""
         of, many = self.bins[index]
         nodes = self.problem.classes[of]
-        held = {n: counts[index] for n, counts in self.counts.items() if index in counts}
+        held = self.held[index]
         options = {number: self.problem.options[number] for number in held}
         limits = [(nodes.cores, {n: one.cores for n, one in options.items()})]
         if nodes.memory_mb is not None:
@@ -358,6 +369,23 @@ def _most(problem: Problem, option: Option) -> int:
     """More replicas of an option than these are of no use to its service."""
     least = problem.services[option.service].service.replicas
     return max(problem.replicas_for(option, SHARES), least)
+
+
+def _looked_at(problem: Problem) -> frozenset[int]:
+    """The options to search among: all, or of a large problem the best by each simple order."""
+    if len(problem.options) <= LARGE:
+        return frozenset(range(len(problem.options)))
+
+    def best(rank: Rank, wanted: Wanted) -> list[int]:
+        ranked = sorted(wanted.options, key=lambda n: (*rank(problem, problem.options[n]), n))
+        return ranked[:_BEST]
+
+    return frozenset(
+        number
+        for wanted in problem.services
+        for rank in POLICIES.values()
+        for number in best(rank, wanted)
+    )
 
 
 def _bins(problem: Problem) -> tuple[list[tuple[int, int]], bool]:
