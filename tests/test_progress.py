@@ -101,7 +101,7 @@ def test_two_cores_make_the_same_bytes_as_one(
         build.close()
         last = read_last(build.workspace.private)
         assert last is not None
-        assert max(step.lane for step in last.steps) == jobs - 1
+        assert max(step.lane for step in last.steps) < jobs
     assert made[0] == made[1]
     assert len(made[0]) == 14
 
