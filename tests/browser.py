@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-KINDS = ((360, "light"), (360, "dark"), (1280, "light"), (1280, "dark"))
-"""Width and colour scheme of what people look at a page with."""
 
 
 @contextmanager
