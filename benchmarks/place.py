@@ -1,12 +1,12 @@
 """`tf2aif place` on a large fleet: seconds, how far from the best, and beside greedy plans.
 
-    python benchmarks/place.py [--nodes 1000] [--kinds 10] [--services 50] [--seeds 1 2 3]
+    python benchmarks/place.py [--nodes 1000] [--kinds 10] [--services 50] [--scale 1] [--seeds 1 2 3]
 
 The fleet, its services and the figures of the variants are drawn at random, since nobody has lent
 us a thousand nodes: what is measured here is the solver, not models. The time is that of the whole
 command. Then every policy's plan gets the same simulated requests, and the script fails where the
 solver's plan comes out worse than a greedy one on the aim that it was given: objectives missed,
-then energy, then cost.
+then energy, then cost. With `--scale 20` the fleet is too small for all services.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--kinds", type=int, default=10, help="of nodes; all different")
     parser.add_argument("--services", type=int, default=50)
+    parser.add_argument("--scale", type=float, default=1.0, help="of every service's requests")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
     print(
@@ -157,7 +158,7 @@ def _services(options: argparse.Namespace, drawn: random.Random) -> dict[str, An
         objectives += ["accuracy>=0.945"] if drawn.random() < 0.3 else []
         found[f"service{index}"] = {
             "recipe": recipe,
-            "rate": drawn.randint(200, 3000),
+            "rate": drawn.randint(200, 3000) * options.scale,
             "objectives": objectives,
             "replicas": drawn.choice([1, 1, 2, 3]),
         }

@@ -374,4 +374,4 @@ def _simulation_lines(found: Simulation) -> Iterator[str]:
     for name, one in found.policies.items():
         if one.missed:
             yield f"{name} misses the objectives of {', '.join(one.missed)}"
-    yield "simulated from measured service times; nothing here was measured"
+    yield "simulated: the service times were measured or given, the queues are reckoned"

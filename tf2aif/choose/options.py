@@ -286,8 +286,8 @@ def _doubts(measurement: Measurement) -> Iterator[str]:
         yield f"its figures were given, not measured{source}"
     if measurement.subject == "engine":
         yield "figures of the engine alone, without its server"
-    if measurement.stable is False:
-        yield "its figures were not stable"
+    if measurement.stable is False and "unstable" not in measurement.doubts:
+        yield "unstable"
     yield from measurement.doubts
 
 

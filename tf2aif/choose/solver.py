@@ -94,7 +94,8 @@ class _Search:
         self.effort = effort
         self.limits: dict[str, int] = {}  # of aims that are done
         self.usable = [many for _, many in self.bins]
-        self.circles: list[frozenset[int]] = []  # of the aim before
+        self.aim: str | None = None  # the first one of energy and cost
+        self.circles: list[frozenset[int]] = []  # of it
         self.looked_at = _looked_at(problem)
 
     def minimise(self, name: str) -> Tier:
@@ -105,11 +106,15 @@ class _Search:
 
     def _improve(self, name: str) -> int | None:
         """Search circle after circle; what cannot be beaten, where that is known."""
-        every = self.looked_at
-        first = self.exact or not self.circles or name == "unplaced"
+        every, aim = self.looked_at, name.partition("_")[0]
+        first = aim == "unplaced" or self.aim in (None, aim)
+        if aim != "unplaced":
+            self.aim = self.aim or aim
         if first:
             self.circles = [] if self.exact else self._circles(every, name)
-        shares = [1.0] if self.exact else list(_SHARES if first else _LATER)
+        shares = list(_SHARES if first else _LATER)
+        if self.exact:
+            shares = [sum(shares)]
         circles = [*self.circles, every][: len(shares)]
         left = bound = 0.0
         for chosen, share in zip(circles, shares, strict=True):
@@ -119,7 +124,7 @@ class _Search:
             if found is not None:
                 self._take(found, name)
         whole = len(every) == len(self.problem.options)
-        return math.ceil(bound - 0.5) if first and whole else None
+        return math.ceil(bound - 0.5) if whole and (first or self.exact) else None
 
     def _value(self, name: str) -> int:
         value: int = getattr(totals(self.problem, self.plan), name)
