@@ -43,7 +43,8 @@ def describe(event: Event) -> str:
         first = event.error.partition("\n")[0].removeprefix("error: ")
         return f"failed    {first}"
     if event.result is not None and event.result.done != "fresh":
-        return f"{event.result.done:<9} {event.name}  {event.result.wall_s:.1f} s"
+        where = f" on {event.result.machine}" if event.result.machine else ""
+        return f"{event.result.done:<9} {event.name}  {event.result.wall_s:.1f} s{where}"
     return ""
 
 

@@ -30,6 +30,10 @@ DEATHS = 2
 """A step under which so many machines died is tried no more."""
 
 
+_LOST = (OSError, AttributeError, UnboundLocalError)
+"""What dask raises in a thread that asks while another closes the connection that was lost."""
+
+
 class Gone(Exception):
     """The scheduler has left us: the connection to it, and why."""
 
@@ -66,7 +70,7 @@ class Farm:
         try:
             identity = client.sync(client.scheduler.identity)
             told = client.sync(client.scheduler.get_metadata, keys=[METADATA], default={})
-        except (OSError, AttributeError) as error:
+        except _LOST as error:
             raise Gone(client, error) from error
         names = {str(worker["name"]) for worker in identity["workers"].values()}
         found = {name: offer for name in names if (offer := _read_offer(told.get(name)))}
@@ -146,7 +150,7 @@ class Farm:
                 retries=2,
                 pure=False,
             )
-        except OSError as error:
+        except _LOST as error:
             raise Gone(client, error) from error
         try:
             answer = self._wait(client, future, resources, troubles, step, timeout_s, starts)
@@ -166,19 +170,21 @@ class Farm:
         timeout_s: float,
         starts: list[str],
     ) -> str | None:
-        from distributed import CancelledError, KilledWorker, TimeoutError
+        from distributed import CancelledError, KilledWorker
 
+        over = threading.Event()
+        future.add_done_callback(lambda _: over.set())
         since: tuple[int, float] = (len(starts), time.monotonic())
         while True:
             if self._closed:
                 raise StepFailed(f"{step}: stopped before it was done")
             try:
-                return str(future.result(timeout=POLL_S))
-            except TimeoutError:
+                if over.wait(POLL_S):
+                    return str(future.result(timeout=10))
                 self._fail_without_machines(step, resources, troubles)
             except KilledWorker:
                 return None
-            except (CancelledError, OSError) as error:
+            except (CancelledError, *_LOST) as error:
                 if self._closed:
                     raise StepFailed(f"{step}: stopped before it was done") from error
                 raise Gone(client, error) from error

@@ -128,7 +128,7 @@ def _worker(address: Address, host: Host, listen: str | None) -> Any:
         memory_limit=0,
         dashboard=False,
         extensions={},
-        death_timeout=20,
+        death_timeout=60,
         local_directory=str(host.scratch) if host.scratch else None,
     )
     attach(worker, host)
