@@ -1,6 +1,6 @@
 """`tf2aif place` on a large fleet: seconds, how far from the best, and beside greedy plans.
 
-    python benchmarks/place.py [--nodes 1000] [--kinds 10] [--services 50] [--scale 1] [--seeds 1 2 3]
+    python benchmarks/place.py [--nodes 1000] [--kinds 10] [--services 50] [--seeds 1 2 3]
 
 The fleet, its services and the figures of the variants are drawn at random, since nobody has lent
 us a thousand nodes: what is measured here is the solver, not models. The time is that of the whole

@@ -213,6 +213,7 @@ JSON = {
     "build": "build",
     "targets": "targets",
     "doctor": "doctor",
+    "report": "report",
     "cache info": "cache",
     "cache verify": "cache",
     "cache gc --dry-run": "cache",

@@ -10,17 +10,18 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .cli_build import add_build_command, left_out, recipe_paths, tell_left_out, with_recipes
 from .cli_bundles import add_bundle_command
-from .cli_cache import add_cache_command, add_remote_flag
+from .cli_cache import add_cache_command
 from .cli_choose import add_choose_commands
 from .cli_deploy import add_deploy_command
-from .cli_farm import add_farm_commands, add_farm_flag, last_farm, opened_farm, tell_farm
+from .cli_farm import add_farm_commands, last_farm
 from .cli_images import add_image_commands, add_image_flag
 from .cli_place import add_place_commands
 from .cli_report import add_report_command
@@ -30,9 +31,6 @@ from .errors import Fault, FilesError, Tf2aifError
 
 if TYPE_CHECKING:
     from .build import Build
-    from .farm.plan import FarmPlan
-    from .remotes.shared import Report
-    from .workspace import Workspace
 
 EPILOG = """exit codes: 0 all as asked; 1 a step failed; 2 the files are wrong;
 3 a toolchain is missing with --strict; 4 an accuracy gate failed; 130 interrupted"""
@@ -97,13 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         _add_init,
         _add_check,
         _add_plan,
-        _add_build,
         _add_why,
         _add_list,
         _add_targets,
         _add_doctor,
     ):
         add(commands)
+    add_build_command(commands, _command, _print_json)
     add_cache_command(commands, _command, _print_json)
     add_serving_commands(commands, _command, _print_json)
     add_image_commands(commands, _command, _print_json)
@@ -135,17 +133,6 @@ def _command(
     return parser
 
 
-def _with_recipes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument(
-        "recipes", nargs="*", metavar="RECIPE", help="a file or a folder; by default recipes/"
-    )
-    parser.add_argument(
-        "--target", action="append", default=[], metavar="T", help="only this target (repeatable)"
-    )
-    add_image_flag(parser)
-    return parser
-
-
 def _add_init(commands: Commands) -> None:
     parser = _command(commands, "init", _init, "write a recipe for a model")
     parser.add_argument("model", metavar="MODEL", help="a SavedModel folder, .keras or .h5 file")
@@ -160,20 +147,7 @@ def _add_check(commands: Commands) -> None:
 
 
 def _add_plan(commands: Commands) -> None:
-    _with_recipes(_command(commands, "plan", _plan, "what would run, and why; runs nothing"))
-
-
-def _add_build(commands: Commands) -> None:
-    parser = _with_recipes(_command(commands, "build", _build, "bring all variants up to date"))
-    parser.add_argument(
-        "-n", "--jobs", type=_jobs, default=1, help="cores to keep busy, or 'auto': all of them"
-    )
-    parser.add_argument(
-        "--timeline", metavar="FILE", help="write what ran when, as a trace that Perfetto opens"
-    )
-    parser.add_argument("--strict", action="store_true", help="a missing toolchain is a failure")
-    add_remote_flag(parser)
-    add_farm_flag(parser)
+    with_recipes(_command(commands, "plan", _plan, "what would run, and why; runs nothing"))
 
 
 def _add_why(commands: Commands) -> None:
@@ -184,7 +158,7 @@ def _add_why(commands: Commands) -> None:
 
 
 def _add_list(commands: Commands) -> None:
-    _with_recipes(_command(commands, "list", _list, "variants with state, accuracy, size, latency"))
+    with_recipes(_command(commands, "list", _list, "variants with state, accuracy, size, latency"))
 
 
 def _add_targets(commands: Commands) -> None:
@@ -195,177 +169,7 @@ def _add_doctor(commands: Commands) -> None:
     _command(commands, "doctor", _doctor, "which toolchains are here, and what each target lacks")
 
 
-def _jobs(text: str) -> int:
-    if text == "auto":
-        from .capacity import cores
-
-        return cores()
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a number from 1 up nor 'auto'")
-    return int(text)
-
-
 # The commands.
-
-
-def _build(arguments: argparse.Namespace) -> int:
-    from .noop import nothing_to_do
-
-    project = os.getcwd()
-    recipes = _recipes(arguments)
-    words = [*sorted(recipes), "--target", *sorted(arguments.target)]
-    words += ["--images"] if arguments.images else []
-    words += ["--remote", arguments.remote] if arguments.remote else []
-    words += ["--farm", arguments.farm] if arguments.farm else []
-    if arguments.timeline:
-        _look_at_folder(arguments.timeline)
-    report = nothing_to_do(os.path.join(project, "build", ".tf2aif"), words)
-    if report is None or arguments.timeline or (arguments.strict and report["missing"]):
-        report, code = _really_build(arguments, project, recipes, words)
-    else:
-        code = 0
-    if arguments.json:
-        _print_json({key: value for key, value in report.items() if key != "table"})
-    else:
-        print(report["table"])
-        print(_counted(report))
-        _tell_left_out(report["left_out"])
-    return code
-
-
-def _look_at_folder(timeline: str) -> None:
-    """Before hours of building, and not after them."""
-    folder = Path(timeline).absolute().parent
-    if not folder.is_dir() or Path(timeline).is_dir():
-        what = f"'{timeline}' cannot be written"
-        hint = "it is a folder: name a file in it" if folder.is_dir() else f"make {folder} first"
-        raise FilesError([Fault(what, "--timeline", hint)])
-
-
-def _really_build(
-    arguments: argparse.Namespace, project: str, recipes: list[str], words: list[str]
-) -> tuple[dict[str, Any], int]:
-    with opened_farm(arguments, Path(project)) as join:
-        return _build_with(join, arguments, project, recipes, words)
-
-
-def _build_with(
-    join: Callable[[Workspace], FarmPlan] | None,
-    arguments: argparse.Namespace,
-    project: str,
-    recipes: list[str],
-    words: list[str],
-) -> tuple[dict[str, Any], int]:
-    """`join` lets the build's workspace join its farm, where it has one."""
-    from .build import Build
-    from .noop import write_stamp
-    from .progress import follow
-    from .remotes import open_for
-    from .tasks import run
-    from .timeline import write_trace
-
-    build = Build.load(
-        [Path(r) for r in recipes],
-        Path(project),
-        targets=arguments.target,
-        images=arguments.images,
-        farm=join,
-    )
-    try:
-        space = build.workspace
-        shared = space.shared or open_for(Path(project), arguments.remote)
-        space.shared = shared
-        if shared:
-            from .remotes.ahead import fetch_ahead
-
-            fetch_ahead(build.graph, build.workspace)
-        build.check()
-        with follow(build, quiet=arguments.json):
-            run(build, jobs=arguments.jobs)
-        if shared:
-            _tell_shared(shared.finish(), quiet=arguments.json)
-        if not arguments.json:
-            _tell_use(build)
-            tell_farm(space)
-        if arguments.timeline and build.chronicle:
-            write_trace(Path(arguments.timeline), build.chronicle)
-        report, code = _report(build), build.exit_code(strict=arguments.strict)
-        if not build.failures and not (space.farm and space.farm.has_others(build.graph)):
-            nothing = {
-                **report,
-                "ran": 0,
-                "restored": 0,
-                "fresh": len(build.runnable),
-                "seconds": 0.0,
-            }
-            write_stamp(build, words, recipes, nothing)
-    finally:
-        build.close()
-    for error in build.failures.values():
-        if not arguments.json:
-            print(f"{error.render()}\n", file=sys.stderr)
-    if arguments.strict and build.missing and not arguments.json:
-        print("error: a toolchain is missing, and --strict was given", file=sys.stderr)
-    return report, code
-
-
-def _tell_use(build: Build) -> None:
-    """What a build that did something took of the machine, in a line."""
-    last = build.chronicle.last() if build.chronicle else None
-    if last and last.steps:
-        busy = last.cpu_s / last.seconds if last.seconds else 0.0
-        hits = last.restored + last.fresh
-        print(
-            f"{last.seconds:.1f} s, {busy:.1f} of {last.jobs} cores busy, "
-            f"{hits} of {hits + last.ran + last.failed} steps were there already",
-            file=sys.stderr,
-        )
-
-
-def _tell_shared(report: Report, *, quiet: bool) -> None:
-    """What came of the shared caches, in a line; and which of them was left alone."""
-    lines = [report.render(), *(f"warning: {warning}" for warning in report.warnings)]
-    for line in filter(None, lines if not quiet else lines[1:]):
-        print(line, file=sys.stderr)
-
-
-def _report(build: Build) -> dict[str, Any]:
-    import msgspec
-
-    from .table import variants_table
-
-    records = build.records()
-    return {
-        "variants": msgspec.to_builtins(records),
-        "failures": {name: error.render() for name, error in build.failures.items()},
-        "missing": {name: tool.what for name, tool in build.missing.items()},
-        "left_out": _left_out(build),
-        "ran": build.count("ran"),
-        "restored": build.count("restored"),
-        "fresh": build.count("fresh"),
-        "seconds": round(sum(result.wall_s for result in build.results.values()), 3),
-        "table": variants_table(records.items()),
-    }
-
-
-def _left_out(build: Build) -> dict[str, list[str]]:
-    """What each recipe lacks that was left out."""
-    return {one.name: list(one.lacking()) for one in build.left_out}
-
-
-def _tell_left_out(left_out: Mapping[str, Sequence[str]]) -> None:
-    for name, lacking in left_out.items():
-        print(f"{name} is left out: it needs {', '.join(lacking)}, not there", file=sys.stderr)
-
-
-def _counted(report: Mapping[str, Any]) -> str:
-    failed = len(report["failures"])
-    parts = [
-        f"{report['ran']} steps ran",
-        f"{report['restored']} restored",
-        f"{report['fresh']} up to date",
-    ]
-    return "\n" + ", ".join([*parts, *([f"{failed} failed"] if failed else [])])
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -390,7 +194,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     for name, verdict in verdicts.items():
         why = "" if verdict.state == "fresh" else "; ".join(verdict.reasons)
         print(f"{words[verdict.state]:<10}  {name:<40}  {why}".rstrip())
-    _tell_left_out(_left_out(build))
+    tell_left_out(left_out(build))
     return 0
 
 
@@ -433,7 +237,7 @@ def _list(arguments: argparse.Namespace) -> int:
     else:
         medians = bench_medians(records, build.workspace.variant)
         print(variants_table(records.items(), stale, medians))
-        _tell_left_out(_left_out(build))
+        tell_left_out(left_out(build))
     return 0
 
 
@@ -508,7 +312,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _load(arguments: argparse.Namespace) -> Build:
     from .build import Build
 
-    recipes = [Path(name) for name in _recipes(arguments)]
+    recipes = [Path(name) for name in recipe_paths(arguments)]
     return Build.load(
         recipes,
         Path.cwd(),
@@ -516,10 +320,6 @@ def _load(arguments: argparse.Namespace) -> Build:
         images=getattr(arguments, "images", False),
         farm=last_farm(Path.cwd()),
     )
-
-
-def _recipes(arguments: argparse.Namespace) -> list[str]:
-    return [os.path.abspath(name) for name in arguments.recipes or ["recipes"]]
 
 
 def _print_json(value: Any) -> None:

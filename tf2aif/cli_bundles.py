@@ -26,6 +26,7 @@ def _import(arguments: argparse.Namespace, show_json: Show) -> int:
     import msgspec
 
     from .build import Build
+    from .choose.collect import refresh
     from .imports import take_bundle
     from .table import variants_table
     from .tasks import run
@@ -39,6 +40,7 @@ def _import(arguments: argparse.Namespace, show_json: Show) -> int:
         run(build)
     finally:
         planned.close()
+    refresh(build.workspace.build)
     records = build.records()
     if arguments.json:
         show_json({"variants": msgspec.to_builtins(records)})

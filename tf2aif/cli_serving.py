@@ -111,6 +111,7 @@ def _measure(arguments: argparse.Namespace, show_json: Show) -> int:
     import msgspec
 
     from .bench import BenchOptions, bench, bench_table
+    from .choose.collect import refresh
     from .client.progress import Bar
 
     options = _convert_options(BenchOptions, arguments)
@@ -120,6 +121,7 @@ def _measure(arguments: argparse.Namespace, show_json: Show) -> int:
         records = bench(folders, options, bar)
     finally:
         bar.close()
+    refresh(Path("build"))
     if arguments.json:
         show_json({"records": msgspec.to_builtins(records)})
     else:
@@ -152,8 +154,10 @@ def _import(arguments: argparse.Namespace, show_json: Show) -> int:
     import msgspec
 
     from .bench import bench_table, import_records
+    from .choose.collect import refresh
 
     found = import_records(arguments.imports)
+    refresh(Path("build"))
     if arguments.json:
         show_json(msgspec.to_builtins(found))
         return 0

@@ -4,7 +4,8 @@
     <cache>/v1/bench/…/<artifact>.jsonl     on this machine, by the artifact's digest
 
 Measuring again takes minutes and a quiet machine, so a measurement outlives `build/`: whoever
-writes a variant's folder gets the lines of its artifact back. What a line says is `tf2aif.bench.record`.
+writes a variant's folder gets the lines of its artifact back. What a line says stands in
+`tf2aif.bench.record`.
 """
 
 from __future__ import annotations

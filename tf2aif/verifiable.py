@@ -17,8 +17,9 @@ from .facts import Facts, explain, key
 from .file_differences import FileDifference, compare_files
 from .freshness import declared
 from .graph import Graph, Step, Variant
+from .measurements import FILE as BENCH
 from .observed import current_value
-from .record import BENCH, read_record, sidecar, variant_facts
+from .record import read_record, sidecar, variant_facts
 from .records import ActionRecord, OutputFile, artifact_digest
 from .workspace import Workspace
 
