@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import FilesError, Tf2aifError
+from .errors import Fault, FilesError, Tf2aifError
 
 if TYPE_CHECKING:
     from .choose.catalogue import Catalogue
@@ -188,13 +188,13 @@ def _files(arguments: argparse.Namespace, catalogue: Catalogue) -> tuple[Service
     services = fleet = None
     recipes = tuple(dict.fromkeys(one.recipe for one in catalogue.variants))
     try:
-        document = read(Path(arguments.services))
+        document = read(_there(arguments.services, "docs/place.md"))
         services = convert_services(document)
         faults += check_recipes(document, services, recipes)
     except FilesError as error:
         faults += error.faults
     try:
-        document = read(Path(arguments.nodes))
+        document = read(_there(arguments.nodes, "docs/choose.md"))
         fleet = convert_fleet(document)
         faults += figure_faults(document, fleet, [one.id for one in catalogue.variants])
     except FilesError as error:
@@ -202,6 +202,14 @@ def _files(arguments: argparse.Namespace, catalogue: Catalogue) -> tuple[Service
     if faults or services is None or fleet is None:
         raise FilesError(faults)
     return services, fleet
+
+
+def _there(name: str, page: str) -> Path:
+    """A file that a user has to write. Raises FilesError where it is not there."""
+    path = Path(name)
+    if not path.exists():
+        raise FilesError([Fault("no such file", name, f"{page} shows how one is written")])
+    return path
 
 
 def _places(arguments: argparse.Namespace, fleet: Fleet, catalogue: Catalogue) -> Sequence[Place]:

@@ -25,7 +25,7 @@ class FleetService(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     recipe: Annotated[Name, Meta(description="whose variants can answer")]
     rate: Annotated[
-        float, Meta(ge=0.001, le=1e9, description="requests a second, on average over its peak")
+        float, Meta(ge=0.001, le=1e7, description="requests a second, on average over its peak")
     ]
     objectives: Annotated[
         tuple[str, ...],
