@@ -77,7 +77,7 @@ def test_every_model_is_for_five_targets_and_is_gated(zoo: Project, graph: Graph
     for loaded in zoo.recipes:
         variants = [v for v in graph.variants.values() if v.recipe == loaded.name]
         assert {v.target for v in variants} >= FIVE, loaded.name
-        assert all(0 < v.allowed_drop <= 0.05 for v in variants), loaded.name
+        assert all(0 < v.allowed_drop < 0.1 for v in variants), loaded.name
         assert loaded.recipe.evaluation is not None
         assert loaded.recipe.evaluation.labels
 
