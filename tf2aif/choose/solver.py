@@ -94,6 +94,7 @@ class _Search:
         self.effort = effort
         self.limits: dict[str, int] = {}  # of aims that are done
         self.usable = [many for _, many in self.bins]
+        self.tightened = False  # fewer are usable than there are: what is found bounds nothing
         self.aim: str | None = None  # the first one of energy and cost
         self.circles: list[frozenset[int]] = []  # of it
         self.looked_at = _looked_at(problem)
@@ -123,7 +124,7 @@ class _Search:
             left = max(0.0, left - spent)
             if found is not None:
                 self._take(found, name)
-        whole = len(every) == len(self.problem.options)
+        whole = len(every) == len(self.problem.options) and not self.tightened
         return math.ceil(bound - 0.5) if whole and (first or self.exact) else None
 
     def _value(self, name: str) -> int:
@@ -152,6 +153,7 @@ class _Search:
         if isinstance(packed, int):  # the next search leaves some of that class's nodes free
             at = next(b for b, (of, _) in enumerate(self.bins) if of == packed)
             self.usable[at] -= max(1, self.usable[at] // 20)
+            self.tightened = True
         else:
             names = (*self.limits, name)
             known, new = (totals(self.problem, plan) for plan in (self.plan, packed))
