@@ -29,7 +29,7 @@ from tf2aif.farm.errand import Errand, Refused, make_errand, outside, read_erran
 from tf2aif.farm.farm import Farm
 from tf2aif.farm.keys import make_keys
 from tf2aif.farm.offer import Offer, bids, label_of, make_offer
-from tf2aif.farm.pickles import Unpickler
+from tf2aif.farm.pickles import AnswerUnpickler, Unknown, Unpickler
 from tf2aif.farm.seats import Seats
 from tf2aif.freshness import declared
 from tf2aif.graph import Step
@@ -384,6 +384,17 @@ def test_no_other_function_is_run(farm: TestFarm, build: TestBuild) -> None:
 def test_pickles_of_other_names_are_not_read(value: Any) -> None:
     with pytest.raises(pickle.UnpicklingError, match="is not run on a farm"):
         Unpickler(io.BytesIO(pickle.dumps(value))).load()
+
+
+@pytest.mark.parametrize("value", [os.system, subprocess.Popen, print])
+def test_a_build_takes_nothing_that_would_run_from_a_machine(value: Any) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return value, ("touch /tmp/evil",)
+
+    found = AnswerUnpickler(io.BytesIO(pickle.dumps(Evil()))).load()
+    assert isinstance(found, Unknown)
+    assert not Path("/tmp/evil").exists()
 
 
 def test_a_signature_of_a_stranger_does_not_count(farm: TestFarm) -> None:

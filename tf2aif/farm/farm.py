@@ -15,6 +15,7 @@ import msgspec
 from ..errors import StepFailed, Tf2aifError
 from .address import Address, need_distributed, security
 from .offer import Offer
+from .pickles import AnswerUnpickler, restrict
 from .scheduler import SETTINGS
 from .word import TOPIC, News, Word
 from .worker import METADATA
@@ -46,8 +47,12 @@ class Farm:
     """A connection to a scheduler. Its methods may be called from several threads."""
 
     def __init__(self, address: Address, *, patience_s: float = PATIENCE_S) -> None:
-        """Connect. Raises Tf2aifError where nobody answers, or does not accept us."""
+        """Connect; from then on this process takes no pickles of dask's but those of a farm.
+
+        Raises Tf2aifError where nobody answers, or does not accept us.
+        """
         need_distributed()
+        restrict(AnswerUnpickler)
         self.address = address
         self.patience_s = patience_s
         self._lock = threading.Lock()

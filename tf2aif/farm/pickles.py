@@ -28,6 +28,8 @@ NAMES = frozenset(
 )
 """Module and name of what is taken; with dask 2026.8 a submitted call needs no more."""
 
+KILLED = ("distributed.scheduler", "KilledWorker")
+
 SCHEDULER = frozenset(
     {
         "connection_stream", "gather", "get_metadata", "heartbeat_worker", "identity",
@@ -61,17 +63,39 @@ class Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def loads(data: bytes, *, buffers: Iterable[Any] = ()) -> Any:
-    """As `pickle.loads`, of what is allowed."""
-    return Unpickler(io.BytesIO(data), buffers=buffers).load()
+class Unknown(Exception):
+    """What stands in a build for whatever else a farm's machines may send: it does nothing."""
+
+    def __init__(self, *words: object, **_: object) -> None:
+        super().__init__(*map(str, words))
+
+    def __setstate__(self, state: object) -> None:
+        """Whatever it was to be."""
 
 
-def restrict() -> None:
+class AnswerUnpickler(Unpickler):
+    """A build's: it is told why a task failed, in exceptions of any kind."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class, or `Unknown` in its place."""
+        if (module, name) == KILLED:
+            return pickle.Unpickler.find_class(self, module, name)
+        try:
+            return super().find_class(module, name)
+        except pickle.UnpicklingError:
+            return Unknown
+
+
+def restrict(unpickler: type[pickle.Unpickler] = Unpickler) -> None:
     """From now on this process unpickles nothing else that comes over dask's connections.
 
     Raises Tf2aifError where this version of dask reads pickles in a way that is not known here.
     """
     theirs: Any = importlib.import_module("distributed.protocol.pickle")
+
+    def loads(data: bytes, *, buffers: Iterable[Any] = ()) -> Any:
+        return unpickler(io.BytesIO(data), buffers=buffers).load()
+
     theirs.pickle = SimpleNamespace(  # what `loads` there looks its own `loads` up in
         loads=loads,
         dumps=pickle.dumps,
@@ -79,7 +103,8 @@ def restrict() -> None:
         HIGHEST_PROTOCOL=pickle.HIGHEST_PROTOCOL,
     )
     try:
-        theirs.loads(pickle.dumps(io.StringIO))
+        if theirs.loads(pickle.dumps(io.StringIO)) is Unknown:
+            return
     except pickle.UnpicklingError:
         return
     raise Tf2aifError(
