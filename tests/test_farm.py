@@ -549,7 +549,9 @@ def test_platform_memory_and_code_are_kept_to(tmp_path: Path) -> None:
     small = seats.seat(step("x", tmp_path, limits=Limits(memory_mb=4000)))
     assert small is not None
     assert small.resources["memory-mb"] == 4000
+    assert not seats.kept
     assert seats.seat(step("x", tmp_path, code=str(tmp_path / "loader.py"))) is None
+    assert seats.kept == {"the recipe's own code"}
     assert seats.seat(step("x", tmp_path, platform="linux/arm64")) is None
     arm = _offer("arm", python, platform="linux/arm64")
     seat = Seats([_offer("a", python), arm], identity).seat(

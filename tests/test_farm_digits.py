@@ -67,7 +67,7 @@ def _copy(local: UserProject, root: Path, farm: TestFarm, **settings: Any) -> Us
 def _records(project: UserProject) -> dict[str, dict[str, Any]]:
     folder = project.root / "build" / "digits" / ".steps"
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    return {name: each for name, each in found.items() if not name.endswith(".request")}
+    return {name: each for name, each in found.items() if name[0] != "@"}  # of variants
 
 
 def test_three_machines_make_what_this_one_makes(local: UserProject, tmp_path: Path) -> None:
@@ -77,7 +77,8 @@ def test_three_machines_make_what_this_one_makes(local: UserProject, tmp_path: P
         for name, toolchain in HAS.items():
             python = os.environ.get(OTHER) or sys.executable
             farm.add(
-                name, "--slots", "1", "--offer", toolchain, wait=False,
+                # scikit-learn sets KMP_ variables in this process, which count as code.
+                name, "--slots", "1", "--offer", toolchain, "--allow-code", wait=False,
                 python=python if toolchain == "python" else sys.executable,
             )  # fmt: skip
             chosen[toolchain] = toolchain
@@ -98,12 +99,9 @@ def test_three_machines_make_what_this_one_makes(local: UserProject, tmp_path: P
         machines = {tool: name for name, tool in HAS.items()}
         for name in here.keys() - measured:
             assert there[name]["outputs"] == here[name]["outputs"], name
-            if "made_by" in there[name]:  # a variant's own record is written here
-                machine = there[name]["made_by"]["machine.name"]
-                kind = there[name]["kind"]
-                assert machine in machines.values()
-                assert machine == machines[_toolchain(local, f"digits/{name}")], kind
-        assert sum("made_by" in each for each in there.values()) >= 5
+            made_by = there[name]["made_by"]
+            assert made_by["machine.name"] == machines[_toolchain(local, f"digits/{name}")], name
+        assert all("made_by" not in there[name] for name in measured)  # time is this machine's
         plan = json.loads(project.cli("plan", "--json", **mine).stdout)["steps"]
         assert {step["state"] for step in plan.values()} == {"fresh"}  # though nobody is asked
     finally:
@@ -178,7 +176,7 @@ def test_a_machine_of_another_architecture_checks_its_own_variants(
                 [
                     "/usr/sbin/chroot", str(arm64_root), "/usr/bin/python3.11", "-P", "-m",
                     "tf2aif", "worker", farm.url, "--name", "board", "--cache", "/w/farm/cache",
-                    "--offer", "litert", "--slots", "1",
+                    "--offer", "litert", "--slots", "1", "--allow-code",
                 ],
                 env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip

@@ -165,6 +165,12 @@ def tell_farm(space: Workspace) -> None:
         print(f"farm: {sum(did.values())} steps: {words}", file=sys.stderr)
     elif not space.farm.seats.offers:
         print("warning: no machine has joined the farm", file=sys.stderr)
+    if kept := ", ".join(sorted(space.farm.seats.kept)):
+        print(
+            f"farm: steps that run with {kept} stay here: no machine that has their toolchain was "
+            "started with --allow-code",
+            file=sys.stderr,
+        )
 
 
 # The commands.

@@ -41,6 +41,8 @@ class Seats:
         self._look = look
         self._chosen = dict(chosen or {})
         self._known: dict[object, Seat | None] = {}
+        self.kept: set[str] = set()
+        """Variables, or code, for which steps run here though a machine has their toolchain."""
         self._lock = threading.Lock()
 
     @property
@@ -60,6 +62,8 @@ class Seats:
             known = (*wants, code, memory)
             if known not in self._known:
                 self._known[known] = self._choose(step, code=code)
+                if code and self._known[known] is None and self._choose(step, code=False):
+                    self.kept |= {*variables} or {"the recipe's own code"}
             return self._known[known]
 
     def explain(self, toolchain: str) -> str:
