@@ -275,9 +275,8 @@ def _joules(
         return max(0.0, measurement.energy_j - idle), ""
     if power is None or variant.requires.resources:
         return None, "its energy was not measured"
-    return (
-        power.busy_w - power.idle_w
-    ) * seconds * share, "energy from the power that the fleet says"
+    joules = (power.busy_w - power.idle_w) * seconds * share
+    return joules, "energy from the power that the fleet says"
 
 
 def _doubts(measurement: Measurement) -> Iterator[str]:
