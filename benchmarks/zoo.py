@@ -67,7 +67,8 @@ class Zoo:
         out = self.project / "report.json"
         command = [sys.executable, "-m", "tf2aif", *self.words, "--json"]
         environment = {"TF2AIF_CACHE": str(self.cache), **(before or {})}
-        times = timed(["sh", "-c", f'exec "$@" > {out}', "sh", *command], self.project, environment)
+        to_file = ["sh", "-c", 'exec "$@" > "$0"', str(out)]
+        times = timed([*to_file, *command], self.project, environment)
         self.report = json.loads(out.read_bytes())
         counts = (self.report[key] for key in ("ran", "restored", "fresh"))
         row = Row(what, times, *counts)
@@ -105,11 +106,7 @@ def main() -> None:
 
 def measure(zoo: Zoo) -> list[Row]:
     """Cold, then one change after the other."""
-    rows = [zoo.build("cold")]
-    failed = zoo.report["failures"]
-    if failed:
-        raise SystemExit("\n\n".join(failed.values()))
-    rows.append(zoo.build("nothing changed"))
+    rows = [zoo.build("cold"), zoo.build("nothing changed")]
     edited = zoo.models[min(1, len(zoo.models) - 1)]
     one_sample_less(zoo.recipes[edited])
     rows.append(zoo.build(f"one calibration set changed: {edited}"))
