@@ -65,9 +65,7 @@ def bring_up_to_date(
     return Result(done, time.monotonic() - start, verdict.reasons, machine)
 
 
-def _make(
-    step: Step, workspace: Workspace, workers: Workers, *, again: bool
-) -> tuple[Done, str]:
+def _make(step: Step, workspace: Workspace, workers: Workers, *, again: bool) -> tuple[Done, str]:
     """Restore the step or run it; what the store has is looked up again under its lock.
 
     What was done, and which machine of a farm did it.
@@ -91,9 +89,7 @@ def _make(
     return "ran", ""
 
 
-def _run_in_farm(
-    step: Step, farm: FarmPlan, seat: Seat, workspace: Workspace
-) -> tuple[Done, str]:
+def _run_in_farm(step: Step, farm: FarmPlan, seat: Seat, workspace: Workspace) -> tuple[Done, str]:
     """Have a machine of the farm run it; its artifact is put in place here."""
     facts = declared(step, workspace)
     where = workspace.admission.afar(step.id, seat.label) if workspace.admission else nullcontext()
