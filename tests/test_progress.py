@@ -24,6 +24,7 @@ from tf2aif import progress, tasks
 from tf2aif.admission import Standing
 from tf2aif.build import Build, Event
 from tf2aif.cli import main
+from tf2aif.errors import StepFailed
 from tf2aif.estimates import history_of
 from tf2aif.execute import Result
 from tf2aif.graph import Graph, Step
@@ -168,6 +169,34 @@ def test_a_failure_is_told_and_what_rests_on_it_does_not_run(
         re.fullmatch(r"\[\d/7\] failed    m/part2: operator 'Foo' is not .*", s) for s in lines
     ), lines
     assert any(re.fullmatch(r"\[\d/7\] ran       m/root  \d+\.\d s", line) for line in lines)
+
+
+def test_a_step_that_is_stopped_with_the_build_has_not_failed(
+    open_build: Callable[..., Build], tmp_path: Path
+) -> None:
+    build = open_build()
+    mark = tmp_path / "mark"
+    sleeps = {"do": "sleep", "mark": str(mark)}
+    root = msgspec.structs.replace(build.graph.steps["m/root"], module="deeds", options=sleeps)
+    build.graph.steps["m/root"] = root
+    told: list[Event] = []
+    build.listen = told.append
+    raised: list[str] = []
+
+    def run() -> None:
+        with pytest.raises(StepFailed) as stopped:
+            build.run_step("m/root")
+        raised.append(str(stopped.value))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(mark.exists)
+    build.close()
+    thread.join(10)
+    assert len(raised) == 1
+    assert "stopped before it was done" in raised[0]
+    assert build.failures == {}
+    assert "failed" not in {event.what for event in told}
 
 
 def test_files_are_looked_at_once_a_build(

@@ -74,6 +74,7 @@ class Build:
         self.listen: Callable[[Event], None] = lambda _: None
         self.chronicle: Chronicle | None = None
         self._scheduling = threading.Lock()
+        self._closed = False
 
     @classmethod
     def load(
@@ -246,6 +247,7 @@ class Build:
         """End the workers, and keep what was learnt about files and about steps."""
         if self.workspace.farm is not None:
             self.workspace.farm.close()
+        self._closed = True
         if self.workspace.admission is not None:
             self.workspace.admission.close()
         self.workers.close()
@@ -295,7 +297,12 @@ class Build:
         self._tell(Event("done", name, result))
 
     def _failed(self, name: str, error: Tf2aifError) -> Tf2aifError:
-        """Note the failure, and say in each variant that rests on it that it failed."""
+        """Note the failure, and say in each variant that rests on it that it failed.
+
+        Of a build that is being ended nothing is noted: what its steps say then is no failure.
+        """
+        if self._closed:
+            return error
         self.failures[name] = error
         self._tell(Event("failed", name, error=error.render()))
         if name not in self.graph.variants or not isinstance(error, GateFailed):
