@@ -572,8 +572,8 @@ def check_nothing_is_half_made(project: UserProject) -> None:
 def test_ctrl_c_ends_all_and_keeps_what_is_done(many: UserProject, to: str) -> None:
     with started(many, "build", "-n", "2") as process:
         wait_for_steps(many, 3)
+        wait_for(lambda: bool(descendants(process.pid)))  # between two steps there may be none
         workers = descendants(process.pid)
-        assert workers
         if to == "group":
             os.killpg(process.pid, signal.SIGINT)
         else:
