@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -564,6 +565,14 @@ def test_where_not_all_have_room_the_weightier_stay() -> None:
     assert [one.why for one in light.refused] == [
         "it holds the objectives, but there is no room for it"
     ]
+
+
+def test_a_solver_that_dies_is_one_message_and_the_next_call_works(solved: Any) -> None:
+    problem, found, _ = solved
+    solver._process().submit(os.abort)
+    with pytest.raises(Tf2aifError, match="process of OR-tools died"):
+        solver.solve(problem, AIMS, found["cheapest"], 0.01)
+    assert solver.solve(problem, AIMS, found["cheapest"], 0.01).plan
 
 
 def test_without_the_solver_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from importlib.util import find_spec
+from multiprocessing import get_context
 from typing import Any
 
 from msgspec import Struct
@@ -32,6 +36,7 @@ LARGE = 1500
 EFFORT = 1.0
 """Deterministic time by default: some seconds of one core."""
 
+_ELSE = "or take a greedy policy: --policy cheapest"
 _CIRCLES = (0, 2, 4)  # so many more options of each service than the relaxation takes; then all
 _SHARES = (0.1, 0.35, 0.25, 0.3)  # of the effort for each, in the first aim
 _LATER = (0.05, 0.1)  # in the others, which have little room left: the first circles only
@@ -68,11 +73,25 @@ class Solution(Struct, frozen=True, kw_only=True):
 def solve(problem: Problem, order: Sequence[str], start: Plan, effort: float = EFFORT) -> Solution:
     """The solver's plan: from `start`, a greedy one, on; never a worse one.
 
-    Raises Tf2aifError where OR-tools is not installed.
+    OR-tools runs in a process of its own, one for all calls: beside libraries that a user's process
+    has loaded it was seen to end in a segmentation fault. Raises Tf2aifError where it is not
+    installed, or its process dies.
     """
     if find_spec("ortools") is None:
-        hint = "pip install 'tf2aif[place]', or take a greedy policy: --policy cheapest"
-        raise Tf2aifError("OR-tools is not installed", hint=hint)
+        raise Tf2aifError("OR-tools is not installed", hint=f"pip install 'tf2aif[place]', {_ELSE}")
+    try:
+        return _process().submit(_solve_here, problem, tuple(order), start, effort).result()
+    except BrokenProcessPool as error:
+        _process.cache_clear()
+        raise Tf2aifError("the process of OR-tools died", hint=_ELSE.removeprefix("or ")) from error
+
+
+@cache
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"))
+
+
+def _solve_here(problem: Problem, order: Sequence[str], start: Plan, effort: float) -> Solution:
     search = _Search(problem, start, effort)
     tiers = tuple(search.minimise(name) for name in tier_names(order))
     return Solution(plan=search.plan, tiers=tiers, exact=search.exact)
