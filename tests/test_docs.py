@@ -165,7 +165,7 @@ def rows(table: str) -> dict[str, list[str]]:
 def test_the_demo_ends_with_the_table_of_the_readme(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     shutil.copyfile(ROOT / "dodo.py", tmp_path / "dodo.py")
-    done = run("tf2aif build", tmp_path, TF2AIF_CACHE=str(tmp_path / "cache"))
+    done = run("tf2aif build recipes/digits.yaml", tmp_path, TF2AIF_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     wanted, found = rows(fenced(README, "text")[0]), rows(done.stdout)
     assert list(found) == list(wanted)

@@ -37,6 +37,7 @@ from tf2aif.remotes.remote import action_name
 from tf2aif.steps import STEPS
 from tf2aif.store import Store
 from tf2aif.toolchains import Identity, Missing, identity
+from tf2aif.toolchains.variables import VENDOR_PREFIXES
 from tf2aif.workers import Workers
 from tf2aif.workspace import Workspace
 
@@ -46,7 +47,7 @@ def _plain_environment() -> Iterator[None]:
     """No variable that can change results, and the toy step in the table."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("TF_", "TF2AIF_FARM", "TF2AIF_REMOTE", "OMP_", "CUDA_")):
+            if name.startswith((*VENDOR_PREFIXES, "TF2AIF_FARM", "TF2AIF_REMOTE")):
                 patch.delenv(name)
         patch.setitem(STEPS, KIND, "farm_step")
         yield

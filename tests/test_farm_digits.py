@@ -25,6 +25,7 @@ from serving import TARGET
 pytest.importorskip("distributed", reason="needs 'tf2aif[farm]'")
 
 from tf2aif.build import Build
+from tf2aif.toolchains.variables import VENDOR_PREFIXES
 from tf2aif.workers import Workers
 
 OTHER = "TF2AIF_FARM_PYTHON"
@@ -38,7 +39,7 @@ HAS = {"tensor": "tensorflow", "lite": "litert", "plain": "python"}
 def _plain_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("TF_", "TF2AIF_FARM_TLS", "TF2AIF_REMOTE", "OMP_", "CUDA_")):
+            if name.startswith((*VENDOR_PREFIXES, "TF2AIF_FARM_TLS", "TF2AIF_REMOTE")):
                 patch.delenv(name)
         yield
 

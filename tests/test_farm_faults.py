@@ -23,6 +23,7 @@ pytest.importorskip("distributed", reason="needs 'tf2aif[farm]'")
 from tf2aif.errors import StepFailed
 from tf2aif.execute import Result
 from tf2aif.steps import STEPS
+from tf2aif.toolchains.variables import VENDOR_PREFIXES
 
 TESTS = Path(__file__).parent
 OTHER = "TF2AIF_FARM_PYTHON"
@@ -33,7 +34,7 @@ _NUMBERS = itertools.count(1)
 def _plain_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("TF_", "TF2AIF_FARM_TLS", "TF2AIF_REMOTE", "OMP_", "CUDA_")):
+            if name.startswith((*VENDOR_PREFIXES, "TF2AIF_FARM_TLS", "TF2AIF_REMOTE")):
                 patch.delenv(name)
         patch.setitem(STEPS, KIND, "farm_step")
         yield

@@ -23,7 +23,8 @@ REPLY = Reply(wall_s=1.0, cpu_s=1.0, peak_mb=1.0)
 
 def unpacked(data: bytes, home: Path) -> Path:
     with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
-        tar.extractall(home, filter="fully_trusted")
+        tar.extraction_filter = lambda member, _: member  # as the far side does: all is taken
+        tar.extractall(home)
     return home
 
 

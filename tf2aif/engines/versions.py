@@ -11,7 +11,13 @@ from . import engine_module
 
 OURS = frozenset({"pof2", "hls"})
 """Engines that are our own code."""
-_MODULES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx", "tensorflow", "vart", "xir")
+_MODULES = {
+    "tensorrt": ("tensorrt", "tensorrt_lean"),
+    "tensorrt-system": ("tensorrt", "tensorrt_lean"),
+    "tensorrt-rtx": ("tensorrt_rtx",),
+    "tensorflow-system": ("tensorflow",),
+    "vart": ("vart", "xir"),
+}
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -29,6 +35,6 @@ def engine_version(name: str) -> str | None:
                 return version(found[0])
             except PackageNotFoundError:
                 continue
-    loaded = (sys.modules.get(module) for module in _MODULES)
+    loaded = (sys.modules.get(module) for module in _MODULES.get(name, ()))
     told = (getattr(module, "__version__", None) for module in loaded)
     return next((str(each) for each in told if each), None)

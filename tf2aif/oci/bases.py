@@ -185,7 +185,9 @@ def write_built(
     """Take what `docker save` wrote of an image that the engine built. Raises StepFailed."""
     folder = scratch / "saved"
     with tarfile.open(fileobj=archive, mode="r|") as tar:
-        tar.extractall(folder, filter="data")
+        # Python before 3.11.4 has no filters; the archive is of the user's own engine.
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        tar.extractall(folder)
     layout = _from_saved(folder, scratch / "layout")
     return adopt(name, layout, layout.image(platform), python, out, source)
 
