@@ -33,8 +33,9 @@ def workers() -> Iterator[Workers]:
 
 
 @pytest.fixture
-def recipes(tmp_path: Path) -> Path:
-    """A recipe's folder in a user's own tree."""
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe's folder in a user's own tree; it is on Python's path for this test only."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
     folder = tmp_path / "tree" / "recipes"
     folder.mkdir(parents=True)
     (tmp_path / "tree" / "dodo.py").write_text("")
