@@ -18,8 +18,9 @@ from tf2aif.steps.still import call_still
 
 def addresses(argument: dict[str, Any]) -> dict[str, Any]:
     """Where the heap, the stack's neighbours and libraries are in this process."""
-    ctypes.CDLL(None).malloc.restype = ctypes.c_void_p
-    found = [ctypes.CDLL(None).malloc(size) for size in (40, 4000, 400000)]
+    malloc = ctypes.CDLL(None).malloc
+    malloc.restype = ctypes.c_void_p
+    found = [malloc(size) for size in (40, 4000, 400000)]
     return {"found": found, "pid": os.getpid(), **argument}
 
 
@@ -48,12 +49,12 @@ def _this_module_is_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def test_memory_lies_where_it_lay() -> None:
     call_still(__name__, "addresses", {})  # leaves compiled modules, which load otherwise
-    one, two = (call_still(__name__, "addresses", {"held": "x" * n}) for n in (1, 3000))
+    one, two = (call_still(__name__, "addresses", {"held": 3000 * letter}) for letter in "xy")
     if not one.still:
         pytest.skip("this kernel does not let a process have its memory at fixed places")
     assert one.result["pid"] != two.result["pid"]
     assert one.result["found"] == two.result["found"]
-    assert two.result["held"] == "x" * 3000
+    assert two.result["held"] == "y" * 3000
 
 
 def test_what_the_call_refuses_is_told() -> None:

@@ -3,6 +3,7 @@
 Some compilers let the addresses of their objects decide an order: the same input gives other bytes
 in every process, because the kernel places memory at random and what ran before moved the heap.
 Here the kernel is told not to, and the work is done on a new thread, which has a heap of its own.
+So it lies where it lay for the same call; one with a longer argument may find it moved.
 
 Where the kernel may not be told (Docker's default seccomp profile forbids it) the call is made all
 the same; `Answer.still` says so.
