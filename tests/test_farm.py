@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from farms import KIND, Limits, TestBuild, TestFarm, content, step
+from farms import TestBuild, TestFarm, content, plain_environment, step
+from processes import until
 from sharing import new_key
 
 pytest.importorskip("distributed", reason="needs 'tf2aif[farm]'")
@@ -31,25 +32,20 @@ from tf2aif.farm.keys import make_keys
 from tf2aif.farm.offer import Offer, bids, label_of, make_offer
 from tf2aif.farm.pickles import AnswerUnpickler, Unknown, Unpickler
 from tf2aif.farm.seats import Seats
+from tf2aif.farm.source import version
 from tf2aif.freshness import declared
 from tf2aif.graph import Step
 from tf2aif.remotes.remote import action_name
-from tf2aif.steps import STEPS
+from tf2aif.spec.target import Limits
 from tf2aif.store import Store
 from tf2aif.toolchains import Identity, Missing, identity
-from tf2aif.toolchains.variables import VENDOR_PREFIXES
 from tf2aif.workers import Workers
 from tf2aif.workspace import Workspace
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _plain_environment() -> Iterator[None]:
-    """No variable that can change results, and the toy step in the table."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith((*VENDOR_PREFIXES, "TF2AIF_FARM", "TF2AIF_REMOTE")):
-                patch.delenv(name)
-        patch.setitem(STEPS, KIND, "farm_step")
+    with plain_environment():
         yield
 
 
@@ -217,19 +213,12 @@ def test_a_build_that_is_stopped_ends_what_runs_for_it(farm: TestFarm) -> None:
 
         thread = threading.Thread(target=lambda: found.extend(build.run_all([one])))
         thread.start()
-        _until(lambda: farm.runs("stopped") == 1)
+        until(lambda: farm.runs("stopped") == 1)
         pid = farm.pid("stopped")
         build.space.farm.close()  # type: ignore[union-attr]
         thread.join(timeout=60)
         assert "stopped before it was done" in str(found[0])
-        _until(lambda: not Path(f"/proc/{pid}").exists())
-
-
-def _until(true: Any, within_s: float = 60.0) -> None:
-    until = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.05)
+        until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_a_label_that_nobody_offers_fails_at_once(build: TestBuild) -> None:
@@ -537,6 +526,27 @@ def test_a_toolchain_that_is_not_here_is_the_farms(tmp_path: Path) -> None:
     assert seat is not None
     assert seat.facts["toolchain.python"] == "3.13"
     assert Seats([], nothing).seat(step("x", tmp_path)) is None
+
+
+def test_machines_with_another_tf2aif_are_left_alone(tmp_path: Path) -> None:
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    seats = Seats([_offer("old", here, version="0.1.0+00000000")], identity)
+    assert seats.seat(step("x", tmp_path)) is None
+    assert "old (with tf2aif 0.1.0+00000000)" in seats.explain("python")
+    assert Seats([_offer("same", here)], identity).seat(step("x", tmp_path)) is not None
+
+
+def test_an_edit_of_our_source_is_another_tf2aif(tmp_path: Path) -> None:
+    package = tmp_path / "tf2aif"
+    (package / "steps").mkdir(parents=True)
+    (package / "steps" / "convert.py").write_text("VERSION = 1\n")
+    first = version.__wrapped__(package)
+    (package / "steps" / "notes.txt").write_text("no module")
+    assert version.__wrapped__(package) == first
+    (package / "steps" / "convert.py").write_text("VERSION = 1  # an edit\n")
+    assert version.__wrapped__(package) != first
+    (package / "steps" / "convert.py").rename(package / "convert.py")
+    assert version.__wrapped__(package) != first
 
 
 def test_a_toolchain_with_a_place_of_its_own_stays_there(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from .. import __version__
 from ..digest import digest_tree, list_tree, walk
 from ..errors import StepFailed, Tf2aifError
 from ..execute import request_for
@@ -32,6 +31,7 @@ from ..toolchains.variables import VENDOR_PREFIXES
 from ..worker import Request
 from ..workspace import Workspace
 from .offer import Offer
+from .source import version as version_here
 
 SCHEMA = 1
 HOME, OUT = "home", "out"
@@ -48,7 +48,7 @@ class Errand(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a machine of the farm is asked to do."""
 
     schema: int = SCHEMA
-    package: str = __version__
+    package: str = msgspec.field(default_factory=version_here)
     step: str
     kind: str
     version: int
@@ -176,8 +176,8 @@ def read_errand(text: str, offer: Offer) -> Errand:
 
 
 def _faults(errand: Errand, offer: Offer) -> Iterator[str]:
-    if (errand.schema, errand.package) != (SCHEMA, __version__):
-        yield f"tf2aif {errand.package} has sent it, this machine has {__version__}"
+    if (errand.schema, errand.package) != (SCHEMA, offer.version):
+        yield f"tf2aif {errand.package} has sent it, this machine has {offer.version}"
     if not _NAME.fullmatch(errand.step):
         yield f"not the name of a step: {errand.step!r}"
     if errand.kind not in STEPS:

@@ -1,8 +1,9 @@
 """What a machine of a farm can do: a label for each capability, with its version in it.
 
 A label such as `tensorrt-10.3-sm90-py3.11@1f0e9c2a` says for people what it is; behind the @ is the
-digest of all facts of the toolchain and its device that go into the key of a step. So two machines
-with the same label make the same artifacts, and a step that wants one never lands elsewhere.
+digest of all facts of the toolchain and its device that go into the key of a step, and of tf2aif's
+own source. So two machines with the same label make the same artifacts, and a step that wants one
+never lands elsewhere.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from .. import __version__, capacity
+from .. import capacity
 from ..devices import DEVICES, device_facts
 from ..errors import Tf2aifError
 from ..facts import Facts, key
 from ..machine import machine_facts, this_platform
 from ..processes import machine_memory_mb
 from ..toolchains import TOOLCHAINS, Missing, identity
+from .source import version
 
 SCHEMA = 1
 CODE, GPU, MEMORY, CPU = "code", "gpu", "memory-mb", "cpu"
@@ -44,7 +47,8 @@ class Offer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     schema: int = SCHEMA
     machine: str
-    version: str = __version__
+    version: str = msgspec.field(default_factory=version)
+    """Of tf2aif, and of its source: builds leave machines alone that have another one."""
     platform: str
     """As OCI names it: `linux/arm64`."""
     python: str
@@ -128,7 +132,7 @@ def label_of(toolchain: str, facts: Mapping[str, str]) -> str:
         f"sm{capability[1]}{capability[2]}" if capability else "",
         f"py{facts.get('python', '')}",
     ]
-    digest = key({"facts": dict(facts), "device": device})[:8]
+    digest = key({"facts": dict(facts), "device": device, "tf2aif": version()})[:8]
     return f"{'-'.join(word for word in words if word)}@{digest}"
 
 

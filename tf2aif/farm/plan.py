@@ -90,7 +90,7 @@ class FarmPlan:
 
     def remember(self) -> None:
         """Keep what was offered for later plans."""
-        value = Remembered(tuple(self.seats.offers), self.chosen)
+        value = Remembered((*self.seats.offers, *self.seats.strangers), self.chosen)
         write_atomically(self.workspace.private / REMEMBERED, msgspec.json.encode(value))
 
 

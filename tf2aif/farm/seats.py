@@ -13,6 +13,7 @@ from ..machine import this_platform
 from ..toolchains import Identity, Missing, environment_facts
 from .errand import outside
 from .offer import CODE, CPU, GPU, MEMORY, Offer, label_of, machine_label, needs_gpu
+from .source import version
 
 Look = Callable[[str], Identity | Missing | None]
 """What a toolchain is here; None where the project has given it a place of its own."""
@@ -37,7 +38,10 @@ class Seats:
         self, offers: Iterable[Offer], look: Look, chosen: Mapping[str, str] | None = None
     ) -> None:
         """`chosen`: toolchain -> how the label begins that is wanted of it."""
-        self.offers = sorted(offers, key=lambda offer: offer.machine)
+        ordered = sorted(offers, key=lambda offer: offer.machine)
+        self.offers = [offer for offer in ordered if offer.version == version()]
+        self.strangers = [offer for offer in ordered if offer.version != version()]
+        """With another tf2aif: nothing is sent there."""
         self._look = look
         self._chosen = dict(chosen or {})
         self._known: dict[object, Seat | None] = {}
@@ -68,14 +72,15 @@ class Seats:
 
     def explain(self, toolchain: str) -> str:
         """What the machines offer in the place of a toolchain that none of them has."""
-        if not self.offers:
-            return "no machine has joined the farm"
         words = [
             f"{offer.machine} ({offer.bids[toolchain].label})"
             if toolchain in offer.bids
             else offer.machine
             for offer in self.offers
         ]
+        words += [f"{offer.machine} (with tf2aif {offer.version})" for offer in self.strangers]
+        if not words:
+            return "no machine has joined the farm"
         return f"machines seen in the farm: {', '.join(words)}"
 
     def _choose(self, step: Step, *, code: bool) -> Seat | None:
