@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from shared_step import content_of
 from sharing import new_key
 
@@ -20,17 +22,30 @@ from tf2aif.farm.address import parse
 from tf2aif.farm.farm import Farm
 from tf2aif.farm.local import end, start, told
 from tf2aif.farm.run import FarmBuild
-from tf2aif.graph import Graph, Step
+from tf2aif.graph import Step
 from tf2aif.remotes import open_remote
 from tf2aif.remotes.keys import Trusted
 from tf2aif.remotes.shared import Shared
-from tf2aif.spec.target import Limits
+from tf2aif.steps import STEPS
 from tf2aif.store import Store
+from tf2aif.toolchains.variables import VENDOR_PREFIXES
 from tf2aif.workers import Workers
 from tf2aif.workspace import Workspace
 
 TESTS = Path(__file__).parent
 KIND = "test-farm"
+FARM_VARIABLES = ("TF2AIF_FARM", "TF2AIF_FARM_TLS")
+
+
+@contextmanager
+def plain_environment() -> Iterator[None]:
+    """No variable that can change results or names a farm, and the toy step in the table."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith((*VENDOR_PREFIXES, "TF2AIF_REMOTE")) or name in FARM_VARIABLES:
+                patch.delenv(name)
+        patch.setitem(STEPS, KIND, "farm_step")
+        yield
 
 
 class TestFarm:
@@ -220,6 +235,3 @@ def step(name: str, folder: Path, *, after: Step | None = None, **fields: Any) -
 def content(*names: str, size: int = 1000) -> bytes:
     """What a chain of such steps makes."""
     return b"".join(content_of(name, size) for name in names)
-
-
-__all__ = ["KIND", "Graph", "Limits", "TestBuild", "TestFarm", "content", "step"]

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from processes import is_running
 from project import UserProject
 
 from tf2aif.build import Build
@@ -511,14 +512,6 @@ def wait_until_gone(pids: set[int], seconds: float = 10) -> None:
     while left := {pid for pid in pids if is_running(pid)}:
         assert time.monotonic() < end, f"still running: {left}"
         time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    """Whether it runs; what has ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_killed_again_and_again_the_build_ends_right(many: UserProject) -> None:

@@ -11,110 +11,168 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from engine import emulated_arm64
-from farms import TestFarm
+from farms import TestFarm, plain_environment
 from project import UserProject
 from serving import TARGET
 
 pytest.importorskip("distributed", reason="needs 'tf2aif[farm]'")
 
 from tf2aif.build import Build
-from tf2aif.toolchains.variables import VENDOR_PREFIXES
 from tf2aif.workers import Workers
 
 OTHER = "TF2AIF_FARM_PYTHON"
 ARM64 = "TF2AIF_FARM_ARM64"
-FULL = "TF2AIF_FARM_FULL"
-"""`yes`: build here too, and compare bytes. Else only keys: those of a build without a farm."""
-HAS = {"tensor": "tensorflow", "lite": "litert", "plain": "python"}
+ZOO = "TF2AIF_FARM_ZOO"
+ROOT = Path(__file__).parent.parent
+HAS = {
+    "tensor": ("tensorflow", "tf2onnx"),
+    "lite": ("litert", "openvino", "onnxruntime", "onnx"),
+    "plain": ("python",),
+}
+"""The three machines, and what each of them alone offers."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _plain_environment() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith((*VENDOR_PREFIXES, "TF2AIF_FARM_TLS", "TF2AIF_REMOTE")):
-                patch.delenv(name)
+    with plain_environment():
         yield
+
+
+@contextmanager
+def three_machines(root: Path) -> Iterator[tuple[TestFarm, dict[str, str]]]:
+    """A farm, and how the labels begin that a build asks for; `plain` may have another Python."""
+    farm = TestFarm(root / "farm")
+    try:
+        for name, toolchains in HAS.items():
+            offered = [word for toolchain in toolchains for word in ("--offer", toolchain)]
+            python = os.environ.get(OTHER) if name == "plain" else ""
+            farm.add(
+                # scikit-learn sets KMP_ variables in this process, which count as code.
+                name, "--slots", "1", "--allow-code", *offered,
+                python=python or sys.executable, wait=False,
+            )  # fmt: skip
+        for name in HAS:
+            farm.wait_for(name)
+        yield farm, {tool: tool for tools in HAS.values() for tool in tools}
+    finally:
+        farm.close()
+
+
+def use_farm(project: Path, farm: TestFarm, **settings: Any) -> dict[str, str]:
+    """Write the farm into the project's settings; the environment for its command line."""
+    cache = {"remotes": [{"url": farm.cache, "write": True}], "trusted": [farm.key.public]}
+    text = yaml.safe_dump({"farm": {"address": farm.url, **settings}, "cache": cache})
+    (project / "tf2aif.yaml").write_text(text)
+    return {
+        "TF2AIF_CACHE": str(project.parent / "store"),
+        "TF2AIF_SIGNING_KEY": str(farm.root / "key"),
+    }
+
+
+def records(project: Path) -> dict[str, dict[str, Any]]:
+    """What is known of each step that made something."""
+    found = {
+        f"{path.parent.parent.name}/{path.stem}": json.loads(path.read_text())
+        for path in (project / "build").glob("*/.steps/*.json")
+    }
+    return {name: each for name, each in found.items() if "/@" not in name}  # not of variants
+
+
+def compare(here: Path, there: Path) -> Counter[str]:
+    """Hold a build by the farm against one without; how many steps each machine did."""
+    ours, theirs = records(here), records(there)
+    assert theirs.keys() == ours.keys()
+    machine_of = {tool: name for name, tools in HAS.items() for tool in tools}
+    steps = Build.load([there / "recipes"], there).graph.steps
+    did: Counter[str] = Counter()
+    for name, record in theirs.items():
+        if steps[name].machine:  # a time holds for the machine that asked for it
+            assert "made_by" not in record, name
+            continue
+        assert record["outputs"] == ours[name]["outputs"], name
+        expected = machine_of.get(steps[name].toolchain)
+        machine = record["made_by"]["machine.name"] if "made_by" in record else None
+        assert machine == expected, name
+        did[machine or "here"] += 1
+    return did
 
 
 @pytest.fixture(scope="module")
 def local(
     tmp_path_factory: pytest.TempPathFactory, exported: Path, warm: Workers
 ) -> Iterator[UserProject]:
-    """The project; with FULL built here."""
+    """The project, built here."""
     root = tmp_path_factory.mktemp("local")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TF2AIF_CACHE", str(root / "cache"))
         project = UserProject.create(root / "project", exported, warm)
         project.write(project.recipe(targets={TARGET: {"precisions": ["fp32"]}}))
-        if os.environ.get(FULL) == "yes":
-            project.build()
+        project.build()
         yield project
 
 
-def _copy(local: UserProject, root: Path, farm: TestFarm, **settings: Any) -> UserProject:
-    """The same project, never built, with the farm in its settings."""
+def _copy(local: UserProject, root: Path) -> UserProject:
+    """The same project, never built."""
     project = UserProject(root / "project", local.exported, local.workers)
     shutil.copytree(local.root / "recipes", project.root / "recipes")
-    cache = {"remotes": [{"url": farm.cache, "write": True}], "trusted": [farm.key.public]}
-    text = yaml.safe_dump({"farm": {"address": farm.url, **settings}, "cache": cache})
-    (project.root / "tf2aif.yaml").write_text(text)
     return project
 
 
-def _records(project: UserProject) -> dict[str, dict[str, Any]]:
-    folder = project.root / "build" / "digits" / ".steps"
-    found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    return {name: each for name, each in found.items() if name[0] != "@"}  # of variants
-
-
 def test_three_machines_make_what_this_one_makes(local: UserProject, tmp_path: Path) -> None:
-    farm = TestFarm(tmp_path / "farm")
-    try:
-        chosen = {}
-        for name, toolchain in HAS.items():
-            python = os.environ.get(OTHER) or sys.executable
-            farm.add(
-                # scikit-learn sets KMP_ variables in this process, which count as code.
-                name, "--slots", "1", "--offer", toolchain, "--allow-code", wait=False,
-                python=python if toolchain == "python" else sys.executable,
-            )  # fmt: skip
-            chosen[toolchain] = toolchain
-        for name in HAS:
-            farm.wait_for(name)
-        project = _copy(local, tmp_path, farm, toolchains=chosen)
-        mine = {
-            "TF2AIF_CACHE": str(tmp_path / "store"),
-            "TF2AIF_SIGNING_KEY": str(farm.root / "key"),
-        }
+    project = _copy(local, tmp_path)
+    with three_machines(tmp_path) as (farm, chosen):
+        mine = use_farm(project.root, farm, toolchains=chosen)
         done = project.cli("build", "--json", "-n", "2", **mine)
         assert done.returncode == 0, done.stderr
-        report = json.loads(done.stdout)
-        assert report["missing"] == {}
-        there, here = _records(project), _records(local)
-        measured = {name for name in there if name.startswith("latency-")}
-        machines = {tool: name for name, tool in HAS.items()}
-        steps = Build.load([project.root / "recipes"], project.root).graph.steps
-        assert {f"digits/{name}" for name in there} == steps.keys()
-        for name in there.keys() - measured:
-            made_by = there[name]["made_by"]
-            assert made_by["machine.name"] == machines[steps[f"digits/{name}"].toolchain], name
-            if os.environ.get(FULL) == "yes":
-                assert there[name]["outputs"] == here[name]["outputs"], name
-        assert all("made_by" not in there[name] for name in measured)  # time is this machine's
+        assert json.loads(done.stdout)["missing"] == {}
+        did = compare(local.root, project.root)
+        assert did.keys() == HAS.keys()
         assert _states(project, mine) == {"fresh"}  # though nobody is asked
         (project.root / "build" / ".tf2aif" / "farm.json").unlink()
         if not os.environ.get(OTHER):
             assert _states(project, mine) == {"fresh"}  # the keys are those of this machine
-    finally:
-        farm.close()
+
+
+def test_the_zoo_by_three_machines(tmp_path: Path) -> None:
+    """Every recipe of this repository, with all its targets."""
+    if os.environ.get(ZOO) != "yes":
+        pytest.skip(f"trains and builds the zoo twice, for many minutes: {ZOO}=yes")
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("here", "there"):
+        shutil.copytree(ROOT / "recipes", tmp_path / name / "recipes")
+        (tmp_path / name / "pyproject.toml").touch()
+    if (shared := ROOT.parent / "shared").is_dir():
+        (tmp_path / "shared").symlink_to(shared)
+    with three_machines(tmp_path / "f") as (farm, chosen):
+        environments = {
+            "here": {"TF2AIF_CACHE": str(tmp_path / "store-here")},
+            "there": use_farm(tmp_path / "there", farm, toolchains=chosen),
+        }
+        for name, environment in environments.items():
+            began = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, "-m", "tf2aif", "build", "--json", "-n", "2"],
+                cwd=tmp_path / name,
+                env={**os.environ, **environment},
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+            found[name] = json.loads(done.stdout)
+            print(f"{name}: {time.monotonic() - began:.0f} s, {found[name]['ran']} steps ran")
+        did = compare(tmp_path / "here", tmp_path / "there")
+    print(dict(did), len(found["there"]["variants"]), "variants")
+    states = [{n: v["state"] for n, v in each["variants"].items()} for each in found.values()]
+    assert states[0] == states[1]
 
 
 def _states(project: UserProject, environment: dict[str, str]) -> set[str]:
@@ -190,12 +248,9 @@ def test_a_machine_of_another_architecture_checks_its_own_variants(
                 env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         farm.wait_for("board")
-        project = _copy(local, tmp_path, farm)
+        project = _copy(local, tmp_path)
         project.write(project.recipe(targets={"arm": {"precisions": ["fp32", "int8"]}}))
-        mine = {
-            "TF2AIF_CACHE": str(tmp_path / "store"),
-            "TF2AIF_SIGNING_KEY": str(farm.root / "key"),
-        }
+        mine = use_farm(project.root, farm)
         done = project.cli("build", "--json", "-n", "2", **mine)
         assert done.returncode == 0, done.stderr
         for name, record in json.loads(done.stdout)["variants"].items():

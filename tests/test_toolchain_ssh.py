@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import yaml
 from engine import Cutter, free_port
+from processes import is_running
 from project import UserProject
 
 from tf2aif.errors import StepFailed
@@ -138,13 +139,6 @@ def run(workers: Workers, tmp_path: Path, place: Place) -> Run:
         return workers.run(request, log=tmp_path / "log.txt", timeout_s=timeout_s)
 
     return run
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def leftovers() -> set[Path]:

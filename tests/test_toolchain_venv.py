@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes import is_running
 from wheels import pin, write_wheel
 
 from tf2aif import toolchains
@@ -262,13 +263,6 @@ def test_what_a_killed_build_left_is_made_anew(
         time.sleep(0.02)
     assert run().result["file"]
     assert (home / VENV_MARK).exists()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_closing_ends_the_making(

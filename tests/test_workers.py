@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from processes import is_running
 
 from tf2aif.errors import StepFailed
 from tf2aif.postmortem import cause_of_death, last_lines, oom_kills
@@ -82,14 +83,6 @@ def make_request(
         environment=environment,
         seed=seed,
     )
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and more than a zombie that nobody has buried yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .cli_cache import add_remote_flag
 from .cli_farm import add_farm_flag, opened_farm, tell_farm
 from .cli_images import add_image_flag
+from .cli_words import AddCommand, Show
 from .errors import Fault, FilesError
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from .farm.plan import FarmPlan
     from .remotes.shared import Report
     from .workspace import Workspace
-
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 
 
 def with_recipes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -6,12 +6,10 @@ As there, nothing but the standard library is imported at the top.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
+from .cli_words import AddCommand, Show
 
 
 def add_bundle_command(commands: Any, command: AddCommand, show_json: Show) -> None:

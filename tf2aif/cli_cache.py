@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_words import AddCommand, Show, add_action
 from .errors import Tf2aifError
 
 if TYPE_CHECKING:
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from .records import ActionRecord
     from .remotes.shared import Report, Shared
     from .workspace import Workspace
-
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 
 
 def add_remote_flag(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +38,7 @@ def add_cache_command(commands: Any, command: AddCommand, show_json: Show) -> No
     parser.set_defaults(command=lambda arguments: _ACTIONS[arguments.action](arguments, show_json))
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def add(name: str, summary: str) -> argparse.ArgumentParser:
-        one: argparse.ArgumentParser = actions.add_parser(name, help=summary, description=summary)
-        # Before and after the action's name; SUPPRESS: the one must not undo the other.
-        one.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="write JSON"
-        )
-        return one
-
+    add = partial(add_action, actions)
     add("info", "what the store on this machine holds")
     add("verify", "read all that is stored, and drop what is damaged")
     _add_gc(add("gc", "make room in the store, or with --remote in a shared cache"))

@@ -6,11 +6,12 @@ As there, nothing but the standard library is imported at the top.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_words import AddCommand, Show
 from .errors import Fault, FilesError, Tf2aifError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from .choose.objective import Better, Goal, Objective
     from .choose.select import Asked, Place
 
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 
 
@@ -97,7 +96,8 @@ def _catalogue(arguments: argparse.Namespace, show_json: Show) -> int:
     import msgspec
 
     from .choose.catalogue import FILE
-    from .choose.collect import refresh, variant_folders
+    from .choose.collect import refresh
+    from .record import variant_folders
 
     build = Path("build")
     folders = variant_folders(build)

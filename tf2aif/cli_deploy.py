@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_words import AddCommand, Show, count
 from .errors import Fault, FilesError
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from .deploy.pod import Object
     from .deploy.workload import Workload
     from .spec.target import Target
-
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 
 
 def add_deploy_command(commands: Any, command: AddCommand, show_json: Show) -> None:
@@ -44,10 +42,8 @@ def add_deploy_command(commands: Any, command: AddCommand, show_json: Show) -> N
         "--plain-http", action="store_true", default=None, help="a registry without TLS"
     )
     parser.add_argument("--namespace", default="", metavar="N", help="by default kubectl's")
-    parser.add_argument(
-        "--replicas", type=_count, metavar="N", help="of each variant; by default 1"
-    )
-    parser.add_argument("--threads", type=_count, metavar="N", help="of each engine")
+    parser.add_argument("--replicas", type=count, metavar="N", help="of each variant; by default 1")
+    parser.add_argument("--threads", type=count, metavar="N", help="of each engine")
     parser.add_argument(
         "--resource", action="append", default=[], type=_resource, metavar="NAME=N",
         help="an extended resource as this cluster names it (repeatable)",
@@ -65,15 +61,9 @@ def add_deploy_command(commands: Any, command: AddCommand, show_json: Show) -> N
     )
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 up")
-    return int(text)
-
-
 def _resource(text: str) -> tuple[str, int]:
-    name, equals, count = text.partition("=")
-    return name, _count(count) if equals else 1
+    name, equals, number = text.partition("=")
+    return name, count(number) if equals else 1
 
 
 def _deploy(arguments: argparse.Namespace, show_json: Show) -> int:

@@ -11,9 +11,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_words import AddCommand, Show, add_action, count, port
 from .errors import Tf2aifError
 
 if TYPE_CHECKING:
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
     from .farm.offer import Offer
     from .farm.plan import FarmPlan
     from .workspace import Workspace
-
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 
 
 def add_farm_flag(parser: argparse.ArgumentParser) -> None:
@@ -47,18 +46,12 @@ def add_farm_commands(commands: Any, command: AddCommand, show_json: Show) -> No
     farm.set_defaults(command=lambda arguments: _ACTIONS[arguments.action](arguments, show_json))
     actions = farm.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def add(name: str, summary: str) -> argparse.ArgumentParser:
-        one: argparse.ArgumentParser = actions.add_parser(name, help=summary, description=summary)
-        one.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="write JSON"
-        )
-        return one
-
+    add = partial(add_action, actions)
     scheduler = add("scheduler", "dispatch steps to machines, until interrupted")
     scheduler.add_argument(
         "--host", default="127.0.0.1", help="where it listens; by default on this machine only"
     )
-    scheduler.add_argument("--port", type=_port, default=8786, help="by default 8786; 0: any")
+    scheduler.add_argument("--port", type=port, default=8786, help="by default 8786; 0: any")
     _add_tls(scheduler)
     status = add("status", "which machines there are, and what they offer")
     status.add_argument("address", metavar="SCHEDULER", nargs="?", default="")
@@ -71,7 +64,7 @@ def add_farm_commands(commands: Any, command: AddCommand, show_json: Show) -> No
         nargs="*",
         help="of machines or people; by default scheduler, worker and client",
     )
-    keygen.add_argument("--days", type=_count, default=365, help="how long they hold")
+    keygen.add_argument("--days", type=count, default=365, help="how long they hold")
 
 
 def _fill_worker(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +74,7 @@ def _fill_worker(parser: argparse.ArgumentParser) -> None:
         "--cache", default="", metavar="URL", help="the shared cache; by default $TF2AIF_REMOTE"
     )
     parser.add_argument(
-        "--slots", type=_count, help="steps at a time; by default as cores and memory bear"
+        "--slots", type=count, help="steps at a time; by default as cores and memory bear"
     )
     parser.add_argument(
         "--offer",
@@ -98,7 +91,7 @@ def _fill_worker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="where this machine listens; with a certificate only")
     parser.add_argument("--scratch", metavar="DIR", help="where steps work; by default $TMPDIR")
     parser.add_argument(
-        "--patience", type=_count, default=60, metavar="S", help="how long a cache may be away"
+        "--patience", type=count, default=60, metavar="S", help="how long a cache may be away"
     )
     _add_tls(parser)
 
@@ -109,18 +102,6 @@ def _add_tls(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="this machine's certificate, of 'tf2aif farm keygen'; by default $TF2AIF_FARM_TLS",
     )
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"'{text}' is no port")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 up")
-    return int(text)
 
 
 # What `build` calls.
@@ -163,8 +144,16 @@ def tell_farm(space: Workspace) -> None:
     if did := space.farm.report():
         words = ", ".join(f"{machine} {count}" for machine, count in did.items())
         print(f"farm: {sum(did.values())} steps: {words}", file=sys.stderr)
-    elif not space.farm.seats.offers:
+    elif not space.farm.seats.offers and not space.farm.seats.strangers:
         print("warning: no machine has joined the farm", file=sys.stderr)
+    for offer in space.farm.seats.strangers:
+        from .farm.source import version
+
+        print(
+            f"warning: nothing was sent to {offer.machine}: it has tf2aif {offer.version}, "
+            f"here is {version()}",
+            file=sys.stderr,
+        )
     if kept := ", ".join(sorted(space.farm.seats.kept)):
         print(
             f"farm: steps that run with {kept} stay here: no machine that has their toolchain was "
@@ -300,7 +289,8 @@ def _offer_lines(offer: Offer) -> Iterator[str]:
     gpus = f", {offer.gpus} GPU" if offer.gpus else ""
     code = ", runs recipes' own code" if offer.code else ""
     yield (
-        f"{offer.machine}: {offer.platform}, Python {offer.python}, {offer.slots} slots, "
+        f"{offer.machine}: tf2aif {offer.version}, {offer.platform}, Python {offer.python}, "
+        f"{offer.slots} slots, "
         f"{offer.memory_mb} MiB{gpus}{code}"
     )
     for label in offer.labels:

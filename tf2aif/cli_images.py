@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_words import AddCommand, Show, above_zero, port
 from .errors import Fault, FilesError, Tf2aifError
 
 if TYPE_CHECKING:
     from .oci.outputs import BuiltImage, Loadable
 
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 SWITCH = "TF2AIF_IMAGES"
 CLIENT = "client"  # in place of a variant: the client's image
 
@@ -76,9 +75,11 @@ def _add_run(commands: Any, command: AddCommand, show_json: Show) -> None:
     parser = command(commands, "run", None, "start a container of a variant, and wait for health")
     parser.set_defaults(command=lambda arguments: _run(arguments, show_json))
     parser.add_argument("variant", metavar="VARIANT", help="such as kws/cpu-int8")
-    parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; by default a free one")
+    parser.add_argument("--port", type=port, default=0, help="on 127.0.0.1; by default a free one")
     parser.add_argument("--network", choices=("", "host"), default="", help="'host': no bridge")
-    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="until healthy")
+    parser.add_argument(
+        "--timeout", type=above_zero, default=120.0, metavar="S", help="until healthy"
+    )
     _add_engine(parser)
 
 

@@ -6,11 +6,11 @@ As there, nothing but the standard library is imported at the top.
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_words import AddCommand, Show, above_zero
 from .errors import Fault, FilesError, Tf2aifError
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from .choose.services import Services
     from .choose.simulation import Simulation
 
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 POLICIES: tuple[By, ...] = ("solver", "cheapest", "fastest", "energy-first")
 AIMS = ("energy", "cost")
 _LINES = 30  # of what runs on nodes: more is for the file
@@ -48,7 +46,7 @@ def add_place_commands(commands: Any, command: AddCommand, show_json: Show) -> N
     simulate.add_argument(
         "--load", metavar="FILE", help="recorded requests, CSV or JSON lines; else at random"
     )
-    simulate.add_argument("--duration", type=_seconds, metavar="S", help="of requests at random")
+    simulate.add_argument("--duration", type=above_zero, metavar="S", help="of requests at random")
     simulate.add_argument("--seed", type=_seed, default=0, metavar="N", help="of all that is drawn")
     simulate.add_argument(
         "-o", "--output", metavar="FILE", help="by default build/simulation.json", type=Path
@@ -77,7 +75,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="plan no replica to be busy for more of the time; by default 0.8",
     )
     parser.add_argument(
-        "--effort", type=_seconds, metavar="E", help="of the solver; by default 1, some seconds"
+        "--effort", type=above_zero, metavar="E", help="of the solver; by default 1, some seconds"
     )
     parser.add_argument(
         "--measure", choices=("server", "engine"), default="server", help="whose figures"
@@ -96,19 +94,9 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _share(text: str) -> float:
-    value = _seconds(text)
+    value = above_zero(text)
     if value >= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not below 1: a queue would grow for ever")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return value
 
 

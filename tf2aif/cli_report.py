@@ -6,15 +6,12 @@ As there, nothing but the standard library is imported at the top.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .cli_words import AddCommand, Show
 from .errors import Tf2aifError
-
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 
 
 def add_report_command(commands: Any, command: AddCommand, show_json: Show) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_words import AddCommand, Show, above_zero, count
 from .errors import Fault, FilesError, Tf2aifError
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ PASSED_ON = {
 }
 """Commands whose words go to a command line of their own, which images run too."""
 SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 
 
 def add_serving_commands(commands: Any, command: AddCommand, show_json: Show) -> None:
@@ -46,13 +44,13 @@ def add_serving_commands(commands: Any, command: AddCommand, show_json: Show) ->
     bench.add_argument(
         "--scenario", action="append", choices=SCENARIOS, default=[], help="repeatable"
     )
-    bench.add_argument("--window", type=float, default=0.5, metavar="S", help="of measuring")
+    bench.add_argument("--window", type=above_zero, default=0.5, metavar="S", help="of measuring")
     bench.add_argument(
-        "--max-windows", type=int, default=8, metavar="N", help="until figures agree"
+        "--max-windows", type=count, default=8, metavar="N", help="until figures agree"
     )
-    bench.add_argument("--threads", type=int, metavar="N", help="of each engine")
+    bench.add_argument("--threads", type=count, metavar="N", help="of each engine")
     bench.add_argument(
-        "--starts", type=int, default=3, metavar="N", help="of each server, for its cold start"
+        "--starts", type=count, default=3, metavar="N", help="of each server, for its cold start"
     )
 
 
@@ -70,10 +68,10 @@ def variant_folder(name: str, build: Path = Path("build")) -> Path:
 
 
 def _unknown(name: str, build: Path) -> Fault:
+    from .record import variant_folders
     from .spec.words import nearest
 
-    found = [path.parent.relative_to(build) for path in build.glob("*/*/variant.json")]
-    known = [str(path) for path in found]
+    known = [str(folder.relative_to(build)) for folder in variant_folders(build)]
     hint = nearest(name, known) if known else "build it first: tf2aif build"
     return Fault(f"no variant '{name}' is built here", at=str(build), hint=hint)
 
@@ -170,11 +168,11 @@ def _import(arguments: argparse.Namespace, show_json: Show) -> int:
 def _measurable(name: str, build: Path = Path("build")) -> list[Path]:
     """The folder of a variant, or of all variants of a recipe that run on this machine."""
     from .machine import this_platform
-    from .record import read_record
+    from .record import read_record, variant_folders
 
     if "/" in name or not (build / name).is_dir():
         return [variant_folder(name)]
-    folders = sorted(path.parent for path in (build / name).glob("*/variant.json"))
+    folders = [folder for folder in variant_folders(build) if folder.parent.name == name]
     records = {folder: read_record(folder) for folder in folders}
     here = [
         folder

@@ -8,19 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_words import AddCommand, Show
 from .errors import Tf2aifError, ToolchainMissing
 
 if TYPE_CHECKING:
     from .file_differences import FileDifference
     from .verification import ImageCheck, StepCheck, Verification
-
-AddCommand = Callable[..., argparse.ArgumentParser]
-Show = Callable[[Any], None]
 
 
 def add_verify_command(commands: Any, command: AddCommand, show_json: Show) -> None:

@@ -183,6 +183,16 @@ def write_failure(
         (out / "variant.json").write_bytes(pretty(record))
 
 
+def variant_folders(build: Path) -> list[Path]:
+    """Where the variants of a build folder stand, sorted; hidden folders are being written."""
+    found = (path.parent for path in build.glob("*/*/variant.json"))
+    return sorted(
+        folder
+        for folder in found
+        if not folder.name.startswith(".") and not folder.parent.name.startswith(".")
+    )
+
+
 def read_record(folder: Path) -> VariantRecord | None:
     """The record in a variant's folder; None where there is none that we can read."""
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import msgspec
 import xxhash
 
 from tf2aif.digest import FileEntry
-from tf2aif.facts import Facts, key
+from tf2aif.facts import Facts, Value, explain, key
 
 SCHEMA = 1
 KEEP = 64
@@ -92,6 +92,16 @@ def blob_name(file: OutputFile) -> str:
 def artifact_digest(outputs: tuple[OutputFile, ...]) -> str:
     """The digest of a folder's files: their paths, bytes and executable bits, in order."""
     return key({"files": [[o.path, o.digest, o.executable] for o in outputs]})
+
+
+def fits(record: ActionRecord, current: Callable[[str], Value]) -> bool:
+    """Whether what the action turned out to depend on is now (`current`, by name) as it was."""
+    try:
+        return not any(
+            explain({name: value}, {name: current(name)}) for name, value in record.observed.items()
+        )
+    except FileNotFoundError:
+        return False
 
 
 class Records:

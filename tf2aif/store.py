@@ -26,7 +26,7 @@ from tf2aif import upkeep
 from tf2aif.blobs import Blobs, CorruptBlob
 from tf2aif.digest import digest_bytes, list_tree, walk
 from tf2aif.errors import StepFailed, Tf2aifError
-from tf2aif.facts import Facts, Value, explain
+from tf2aif.facts import Facts, Value
 from tf2aif.folders import fresh_folder
 from tf2aif.locks import locked
 from tf2aif.records import (
@@ -37,6 +37,7 @@ from tf2aif.records import (
     blob_name,
     decode,
     encode,
+    fits,
 )
 from tf2aif.upkeep import CollectReport, StoreInfo, VerifyReport, remove
 
@@ -89,7 +90,7 @@ class Store:
         the record does not fit. A hit counts as a use, for `gc`.
         """
         for record in self._records.of(base_key):
-            if not _fits(record, current):
+            if not fits(record, current):
                 continue
             if all(self._blobs.has(file) for file in record.outputs):
                 self._touch(record)
@@ -305,15 +306,6 @@ class Store:
 
     def _drop(self, record: ActionRecord) -> None:
         remove(self._records.path(record))
-
-
-def _fits(record: ActionRecord, current: Callable[[str], Value]) -> bool:
-    try:
-        return not any(
-            explain({name: value}, {name: current(name)}) for name, value in record.observed.items()
-        )
-    except FileNotFoundError:
-        return False
 
 
 def _contents(folder: Path) -> tuple[tuple[OutputFile, ...], tuple[str, ...]]:

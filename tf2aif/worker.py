@@ -292,7 +292,7 @@ def serve(requests: int, replies: int, lifeline: int) -> None:
                 reply = worker.run(task.request)
                 if os.getpid() != process:
                     os._exit(0)  # a child that the step forked came back from it
-            _write(replies, msgspec.json.encode(reply) + b"\n")
+            write_all(replies, msgspec.json.encode(reply) + b"\n")
 
 
 def _start_guard(lifeline: int) -> None:
@@ -343,7 +343,8 @@ def _working_in(scratch: str, trials: str) -> Iterator[None]:
         os.chdir("/")
 
 
-def _write(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write to a pipe or socket until all is written."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -34,7 +34,7 @@ from .postmortem import cause_of_death, command_by_hand, full_message, oom_kills
 from .processes import tree_cpu_s, tree_memory_mb
 from .toolchains import Making, prepare, route
 from .trials import kept_trials
-from .worker import Failure, Reply, Request, Task, failed_reply, worker_command
+from .worker import Failure, Reply, Request, Task, failed_reply, worker_command, write_all
 
 if TYPE_CHECKING:
     from .offload import Trip
@@ -285,7 +285,7 @@ class _Process:
         self.peak_mb = 0.0
         start = time.monotonic()
         try:
-            _write(self._requests, msgspec.json.encode(task) + b"\n")
+            write_all(self._requests, msgspec.json.encode(task) + b"\n")
         except BrokenPipeError:
             raise self._died() from None
         received = bytearray()
@@ -367,12 +367,6 @@ def _scratch() -> Iterator[str]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def outcome_of(request: Request, log: Path, reply: Reply) -> Outcome:

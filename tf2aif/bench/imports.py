@@ -19,7 +19,7 @@ from ..client.report import SCHEMA as REPORT_SCHEMA
 from ..client.report import Report, Run, ServerReport
 from ..errors import Fault, FilesError, Tf2aifError
 from ..measurements import FILE, add_lines
-from ..record import VariantRecord, read_record
+from ..record import VariantRecord, read_record, variant_folders
 from ..store import default_root
 from .baseline import MACHINES
 from .record import (
@@ -257,10 +257,7 @@ def _scenario(run: Run) -> ScenarioFigures:
 def _variant(recipe: str, variant: str, artifact: str, at: str, build: Path) -> VariantRecord:
     """The variant here that a record is of. Raises Tf2aifError where it is another, or none."""
     name = f"{recipe}/{variant}"
-    known = {
-        f"{path.parent.parent.name}/{path.parent.name}": path.parent
-        for path in sorted(build.glob("*/*/variant.json"))
-    }
+    known = {f"{folder.parent.name}/{folder.name}": folder for folder in variant_folders(build)}
     record = read_record(known[name]) if name in known else None
     if record is None or not record.artifact:
         from ..spec.words import nearest

@@ -11,8 +11,7 @@ import msgspec
 from ..errors import FilesError
 from ..machine import oci_platform
 from ..measurements import FILE as BENCH
-from ..oci.record import ImageRecord
-from ..record import Accuracy, VariantRecord, read_record
+from ..record import VariantRecord, read_record, variant_folders
 from ..spec.load import load_targets
 from ..spec.target import Target
 from ..steps.latency import Result as BuildLatency
@@ -58,16 +57,6 @@ def collect(build: Path) -> Catalogue:
     return Catalogue(variants=tuple(variants))
 
 
-def variant_folders(build: Path) -> list[Path]:
-    """Where the variants of a build folder stand, sorted; hidden folders are being written."""
-    found = (path.parent for path in build.glob("*/*/variant.json"))
-    return sorted(
-        folder
-        for folder in found
-        if not folder.name.startswith(".") and not folder.parent.name.startswith(".")
-    )
-
-
 def _variant(folder: Path, targets: dict[str, Target]) -> CatalogueVariant | None:
     record = read_record(folder)
     if record is None:
@@ -88,8 +77,8 @@ def _variant(folder: Path, targets: dict[str, Target]) -> CatalogueVariant | Non
         batch=record.batch,
         artifact=record.artifact or None,
         size_bytes=record.size_bytes if record.artifact else None,
-        image=_image(record.image),
-        accuracy=_accuracy(record.accuracy),
+        image=image_of(record),
+        accuracy=accuracy_of(record),
         requires=requirements(
             record.labels, targets.get(record.target), folder / "artifact", memory
         ),
@@ -97,7 +86,9 @@ def _variant(folder: Path, targets: dict[str, Target]) -> CatalogueVariant | Non
     )
 
 
-def _image(image: ImageRecord | None) -> CatalogueImage | None:
+def image_of(record: VariantRecord) -> CatalogueImage | None:
+    """The variant's image; None where none was made."""
+    image = record.image
     if image is None:
         return None
     return CatalogueImage(
@@ -105,7 +96,9 @@ def _image(image: ImageRecord | None) -> CatalogueImage | None:
     )
 
 
-def _accuracy(accuracy: Accuracy | None) -> CatalogueAccuracy | None:
+def accuracy_of(record: VariantRecord) -> CatalogueAccuracy | None:
+    """The variant's accuracy; None where it was not measured."""
+    accuracy = record.accuracy
     if accuracy is None:
         return None
     return CatalogueAccuracy(

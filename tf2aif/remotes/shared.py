@@ -18,9 +18,9 @@ from typing import TypeVar
 import msgspec
 
 from ..errors import Tf2aifError
-from ..facts import Value, explain
+from ..facts import Value
 from ..graph import Step
-from ..records import ActionRecord, OutputFile
+from ..records import ActionRecord, OutputFile, fits
 from ..store import CorruptBlob, Store
 from .crew import Crew, Job, TookTooLong
 from .keys import SigningKey, Trusted
@@ -190,7 +190,7 @@ class Shared:
             except Refused as error:
                 self._count_refused(error)
                 continue
-            if _fits(believed.record, current):
+            if fits(believed.record, current):
                 found.append(believed)
         best = max(found, key=lambda one: one.record.created, default=None)
         return (best, bundle) if best and bundle else None
@@ -356,12 +356,3 @@ def _as_refusal(line: Line, blob: Blob, call: Callable[[], None]) -> None:
             raise
         line.damaged.add(blob.sha256)
         raise Refused("whose bytes are gone") from error
-
-
-def _fits(record: ActionRecord, current: Current) -> bool:
-    try:
-        return not any(
-            explain({name: value}, {name: current(name)}) for name, value in record.observed.items()
-        )
-    except FileNotFoundError:
-        return False

@@ -12,8 +12,9 @@ import msgspec
 from .. import __version__, timeline
 from ..choose import placement as placed
 from ..choose import simulation as simulated
+from ..choose.collect import accuracy_of, image_of
 from ..errors import Fault, FilesError
-from ..record import VariantRecord, read_record
+from ..record import VariantRecord, read_record, variant_folders
 from ..records import decode
 from ..steps.latency import Result as BuildLatency
 from .data import (
@@ -22,8 +23,6 @@ from .data import (
     Interval,
     LastBuild,
     Report,
-    ReportAccuracy,
-    ReportImage,
     ReportVariant,
     StepTime,
     Timing,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 def collect(build: Path, project: str, made_at: datetime) -> Report:
     """All that a build folder tells; `made_at` is in UTC. Raises FilesError where it is empty."""
-    folders = sorted(path.parent for path in build.glob("*/*/variant.json"))
+    folders = variant_folders(build)
     variants = {str(folder.relative_to(build)): _variant(folder) for folder in folders}
     unread = [name for name, variant in variants.items() if variant is None]
     found = [variant for variant in variants.values() if variant]
@@ -97,33 +96,10 @@ def _described(record: VariantRecord, benches: tuple[BenchRecord, ...]) -> Repor
         calibration=record.calibration,
         artifact=record.artifact or None,
         size_bytes=record.size_bytes or None,
-        image=_image(record),
-        accuracy=_accuracy(record),
+        image=image_of(record),
+        accuracy=accuracy_of(record),
         timings=tuple(_timings(record, benches)),
         bench=tuple(_newest(bench for each in benches for bench in _bench(each))),
-    )
-
-
-def _image(record: VariantRecord) -> ReportImage | None:
-    image = record.image
-    if image is None:
-        return None
-    return ReportImage(
-        name=f"{image.name}:{image.tag}", digest=image.digest, size_bytes=image.size_bytes
-    )
-
-
-def _accuracy(record: VariantRecord) -> ReportAccuracy | None:
-    if record.accuracy is None:
-        return None
-    return ReportAccuracy(
-        metric=record.accuracy.metric,
-        value=record.accuracy.variant,
-        source=record.accuracy.source,
-        drop=record.accuracy.drop,
-        allowed_drop=record.accuracy.allowed_drop,
-        samples=record.accuracy.samples,
-        labels=record.accuracy.labels,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from ..choose.catalogue import CatalogueAccuracy, CatalogueImage
 from ..choose.placement import Placement
 from ..choose.simulation import Simulation
 from ..record import State
@@ -34,20 +35,6 @@ class Interval(Struct, frozen=True, kw_only=True):
     ratio: Annotated[float, Meta(description="native over variant: more than 1 is faster")]
     low: Annotated[float, Meta(description="the least that it may be")]
     high: Annotated[float, Meta(description="the most that it may be")]
-
-
-class ReportAccuracy(Struct, frozen=True, kw_only=True):
-    """The metric on the evaluation set."""
-
-    metric: Annotated[str, Meta(description="which one")]
-    value: Annotated[float, Meta(description="of the variant")]
-    source: Annotated[float, Meta(description="of the source model on the same samples")]
-    drop: Annotated[float, Meta(description="positive: the variant is worse")]
-    allowed_drop: Annotated[float, Meta(description="the recipe's gate")]
-    samples: Annotated[int, Meta(ge=0, description="in the evaluation set")]
-    labels: Annotated[
-        bool, Meta(description="false: the source model's own answers were the truth")
-    ]
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -115,14 +102,6 @@ class Bench(Struct, frozen=True, kw_only=True):
     ] = None
 
 
-class ReportImage(Struct, frozen=True, kw_only=True):
-    """The container image."""
-
-    name: Annotated[str, Meta(description="with its tag")]
-    digest: Annotated[str, Meta(description="of its manifest")]
-    size_bytes: Annotated[Bytes, Meta(description="of its layers as they are sent")]
-
-
 class ReportVariant(Struct, frozen=True, kw_only=True):
     """One variant as it stands in `build/`."""
 
@@ -141,8 +120,8 @@ class ReportVariant(Struct, frozen=True, kw_only=True):
     calibration: Annotated[str, Meta(description="none, data or random")] = "none"
     artifact: Annotated[str | None, Meta(description="its digest; null: none was made")] = None
     size_bytes: Annotated[Bytes | None, Meta(description="of the artifact")] = None
-    image: Annotated[ReportImage | None, Meta(description="null: none was made")] = None
-    accuracy: Annotated[ReportAccuracy | None, Meta(description="null: not measured")] = None
+    image: Annotated[CatalogueImage | None, Meta(description="null: none was made")] = None
+    accuracy: Annotated[CatalogueAccuracy | None, Meta(description="null: not measured")] = None
     timings: Annotated[
         tuple[Timing, ...], Meta(description="one for each machine; empty: not measured")
     ] = ()

@@ -27,6 +27,7 @@ from .words import (
     gain,
     interval,
     milliseconds,
+    number,
     ratio,
     score,
     seconds,
@@ -130,8 +131,8 @@ def _contents(
     recipes: Sequence[Section], bench: TableView, places: Sequence[PlaceSection], build: bool
 ) -> Iterator[tuple[str, str]]:
     yield from (("overview", "Overview"), ("changes", "What changed"), ("variants", "Variants"))
-    for number, section in enumerate(recipes, 1):
-        yield f"recipe-{number}", section.name
+    for turn, section in enumerate(recipes, 1):
+        yield f"recipe-{turn}", section.name
     if bench.rows:
         yield "bench", "Measurements"
     for place in places:
@@ -154,9 +155,9 @@ def _tiles(report: Report) -> Iterator[Tile]:
     recipes = f"of {count} recipe{'s' * (count != 1)}"
     yield Tile("variants", str(len(report.variants)), recipes)
     for state in STATES:
-        number = sum(variant.state == state for variant in report.variants)
-        if number:
-            yield Tile(f"{ICONS[state]} {state}", str(number))
+        found = sum(variant.state == state for variant in report.variants)
+        if found:
+            yield Tile(f"{ICONS[state]} {state}", str(found))
     if report.build:
         made = report.build
         done = f"{made.ran} ran, {made.restored} restored, {made.fresh} up to date"
@@ -223,10 +224,10 @@ def _bench_row(variant: ReportVariant, one: Bench) -> Cells:
         one.scenario,
         milliseconds(one.engine_p50_ms),
         milliseconds(one.engine_p99_ms),
-        _number(one.engine_throughput),
+        number(one.engine_throughput),
         milliseconds(one.server_p50_ms),
         milliseconds(one.server_p99_ms),
-        _number(one.server_throughput),
+        number(one.server_throughput),
         speedup,
         "not measured" if one.energy_j is None else f"{digits(one.energy_j)} J",
         seconds(one.cold_start_s),
@@ -234,7 +235,3 @@ def _bench_row(variant: ReportVariant, one: Bench) -> Cells:
         doubts,
         f"{one.machine}, {one.measured_at}{source}",
     )
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else digits(value)

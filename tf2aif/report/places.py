@@ -12,7 +12,7 @@ from .data import Report
 from .figures import Cells, FigureView
 from .plots import Row, bar_plot
 from .series import series_plot
-from .words import NOTHING, digits, milliseconds, seconds
+from .words import NOTHING, digits, milliseconds, number, seconds
 
 MOST_REFUSED = 300  # rows; `placement.json` has all of them
 
@@ -256,14 +256,10 @@ def _series(
         caption=f"Each point is of the requests that came in {seconds(start[1] - start[0])}.",
         head=("from", *series),
         rows=tuple(
-            (seconds(at), *(_at(values[place]) for values in series.values()))
+            (seconds(at), *(number(values[place]) for values in series.values()))
             for place, at in enumerate(start)
         ),
     )
-
-
-def _at(value: float | None) -> str:
-    return NOTHING if value is None else digits(value)
 
 
 def _range(values: Iterable[float | None]) -> str:

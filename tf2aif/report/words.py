@@ -43,6 +43,15 @@ def digits(value: float) -> str:
     return f"{value:.{places}f}"
 
 
+def number(value: float | None) -> str:
+    """A number, or that there is none.
+
+    >>> number(28.2273), number(None)
+    ('28.2', '–')
+    """
+    return NOTHING if value is None else digits(value)
+
+
 def ratio(value: float) -> str:
     """A speed-up.
 
