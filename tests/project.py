@@ -138,7 +138,9 @@ class UserProject:
         """The folder that a variant ships."""
         return self.root / "build" / "digits" / variant / "artifact"
 
-    def cli(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *words: str, within_s: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run the command line in this project, as a user does."""
         return subprocess.run(
             [sys.executable, "-m", "tf2aif", *words],
@@ -146,5 +148,5 @@ class UserProject:
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=within_s,
         )

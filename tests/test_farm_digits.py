@@ -28,6 +28,8 @@ from serving import TARGET
 pytest.importorskip("distributed", reason="needs 'tf2aif[farm]'")
 
 from tf2aif.build import Build
+from tf2aif.farm.address import parse
+from tf2aif.farm.farm import Farm
 from tf2aif.workers import Workers
 
 OTHER = "TF2AIF_FARM_PYTHON"
@@ -40,6 +42,7 @@ HAS = {
     "plain": ("python",),
 }
 """The three machines, and what each of them alone offers."""
+ARM64_TOOLS = ("python", "tensorflow", "litert")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -181,16 +184,16 @@ def _states(project: UserProject, environment: dict[str, str]) -> set[str]:
 
 
 LIBRARIES = [
-    "ai-edge-litert", "distributed==2026.8.0", "numpy", "msgspec", "xxhash", "cryptography",
-    "urllib3", "pyyaml", "jsonschema", "doit", "docker", "rich",
+    "tensorflow", "tf-keras", "ai-edge-litert", "distributed", "numpy", "msgspec", "xxhash",
+    "cryptography", "urllib3", "pyyaml", "jsonschema", "doit", "docker", "rich", "pillow",
 ]  # fmt: skip
 
 
 @pytest.fixture
 def arm64_root(tmp_path: Path) -> Iterator[Path]:
-    """A file system of Debian for arm64 with Python and LiteRT, of which programs can run here."""
+    """A file system of Debian for arm64 with Python, TensorFlow and LiteRT, which runs here."""
     if os.environ.get(ARM64) != "yes":
-        pytest.skip(f"emulates for minutes, and fetches packages: {ARM64}=yes")
+        pytest.skip(f"emulates for many minutes, and fetches packages: {ARM64}=yes")
     from tf2aif.oci.apt import fetch, read_lock
     from tf2aif.oci.deb import unpack
     from tf2aif.oci.planning import PACKAGED_LOCKS
@@ -202,17 +205,16 @@ def arm64_root(tmp_path: Path) -> Iterator[Path]:
     for name in ("lib", "bin", "sbin"):
         if not (root / name).exists():
             (root / name).symlink_to(f"usr/{name}")
-    constraints = Path(__file__).parent.parent / "constraints.txt"
     subprocess.run(
         [
             "uv", "pip", "install", "-q", "--target", str(root / "opt" / "lib"),
             "--python-platform", "aarch64-manylinux_2_28", "--python-version", "3.11",
-            "--only-binary", ":all:", "-c", str(constraints), *LIBRARIES,
+            "--only-binary", ":all:", "-c", str(ROOT / "constraints.txt"), *LIBRARIES,
         ],
         check=True,
     )  # fmt: skip
     code = root / "code" / "tf2aif"
-    shutil.copytree(Path(__file__).parent.parent / "tf2aif", code)
+    shutil.copytree(ROOT / "tf2aif", code)
     with emulated_arm64(tmp_path / "qemu"):
         mounts = [("--bind", "/dev"), ("-t proc", "/proc"), ("--bind", "/sys")]
         for how, what in mounts:
@@ -228,7 +230,7 @@ def arm64_root(tmp_path: Path) -> Iterator[Path]:
                 subprocess.run(["umount", "-l", str(root / place)], check=True)
 
 
-def test_a_machine_of_another_architecture_checks_its_own_variants(
+def test_a_machine_of_another_architecture_builds_and_checks_its_own_variants(
     local: UserProject, arm64_root: Path, tmp_path: Path
 ) -> None:
     farm = TestFarm(tmp_path / "farm")
@@ -238,25 +240,35 @@ def test_a_machine_of_another_architecture_checks_its_own_variants(
             "PATH": "/usr/bin:/bin", "TF2AIF_CACHE": "/w/store-board",
             "TF2AIF_SIGNING_KEY": "/w/farm/key",
         }  # fmt: skip
+        offered = [word for tool in ARM64_TOOLS for word in ("--offer", tool)]
         with open(farm.root / "board.log", "wb") as output:
             farm.processes["board"] = subprocess.Popen(
                 [
                     "/usr/sbin/chroot", str(arm64_root), "/usr/bin/python3.11", "-P", "-m",
                     "tf2aif", "worker", farm.url, "--name", "board", "--cache", "/w/farm/cache",
-                    "--offer", "litert", "--slots", "1", "--allow-code",
+                    "--slots", "1", "--allow-code", *offered,
                 ],
                 env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         farm.wait_for("board")
+        client = Farm(parse(farm.url))
+        bids = client.offers()["board"].bids
+        client.close()
         project = _copy(local, tmp_path)
         project.write(project.recipe(targets={"arm": {"precisions": ["fp32", "int8"]}}))
-        mine = use_farm(project.root, farm)
-        done = project.cli("build", "--json", "-n", "2", **mine)
-        assert done.returncode == 0, done.stderr
-        for name, record in json.loads(done.stdout)["variants"].items():
+        mine = use_farm(project.root, farm, toolchains={t: bids[t].label for t in ARM64_TOOLS})
+        done = project.cli("build", "--json", "-n", "2", within_s=3000, **mine)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+        variants = json.loads(done.stdout)["variants"]
+        assert len(variants) == 2
+        for name, record in variants.items():
             assert record["state"] == "verified-on-device", name
-            check = record["steps"][f"digits/check-{name.partition('/')[2]}"]["toolchain"]
-            assert check["machine.name"] == "board"
-            assert check["toolchain.platform"] == "linux-aarch64"
+            for step, each in record["steps"].items():
+                if step.partition("/")[2].startswith("latency-"):
+                    continue
+                assert each["toolchain"]["machine.name"] == "board", step
+                assert each["toolchain"]["toolchain.platform"] == "linux-aarch64", step
+        print({name: record["accuracy"]["variant"] for name, record in variants.items()})
+        print({name: each["timing"]["wall_s"] for name, each in records(project.root).items()})
     finally:
         farm.close()

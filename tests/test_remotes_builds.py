@@ -285,6 +285,21 @@ def test_a_dead_remote_fails_a_pull_and_says_why(
     assert "not asked any more in this build: cannot reach the remote" in done.stderr
 
 
+def test_a_pull_of_which_nothing_is_believed_has_failed(
+    clone: SharedProject, server: Nginx, tmp_path: Path
+) -> None:
+    stranger = new_key(tmp_path).public
+    (clone.root / "tf2aif.yaml").write_text(
+        f"cache:\n  remotes:\n  - url: {server.url}\n  trusted: ['{stranger}']\n"
+    )
+    here = {"TF2AIF_CACHE": str(tmp_path / "b-store"), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = clone.cli("cache", "pull", **here)
+    assert done.returncode == 1
+    assert "refused" in done.stdout
+    assert "not signed by a trusted key" in done.stdout
+    assert words(clone, "info", **here)["records"] == 0
+
+
 def test_nothing_to_do_lasts_a_while_where_a_shared_cache_may_get_more(
     built: SharedProject, key: SigningKey
 ) -> None:

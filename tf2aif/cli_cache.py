@@ -250,7 +250,8 @@ def _load(arguments: argparse.Namespace) -> Build:
 def _end(
     arguments: argparse.Namespace, show_json: Show, report: Report, more: Mapping[str, Any]
 ) -> int:
-    """Say what was done; 1 where a remote failed: here that is what was asked for."""
+    """Say what was done; 1 where a remote failed, or nothing of it was believed: here that is what
+    was asked for."""
     from msgspec.structs import replace
 
     if _wants_json(arguments):
@@ -265,7 +266,8 @@ def _end(
             print(line or "shared cache: nothing to do")
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    return 1 if report.warnings else 0
+    in_vain = report.refused and not report.taken and not report.given
+    return 1 if report.warnings or in_vain else 0
 
 
 def _tell(arguments: argparse.Namespace, show_json: Show, shape: Mapping[str, Any]) -> int:
