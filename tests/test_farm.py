@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from sharing import new_key
 
 pytest.importorskip("distributed", reason="needs 'tf2aif[farm]'")
 
+import tf2aif
 from tf2aif.errors import StepFailed, Tf2aifError
 from tf2aif.execute import bring_up_to_date
 from tf2aif.facts import key as key_of
@@ -32,7 +34,7 @@ from tf2aif.farm.keys import make_keys
 from tf2aif.farm.offer import Offer, bids, label_of, make_offer
 from tf2aif.farm.pickles import AnswerUnpickler, Unknown, Unpickler
 from tf2aif.farm.seats import Seats
-from tf2aif.farm.source import version
+from tf2aif.farm.source import has_changed, version
 from tf2aif.freshness import declared
 from tf2aif.graph import Step
 from tf2aif.remotes.remote import action_name
@@ -537,16 +539,35 @@ def test_machines_with_another_tf2aif_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_edit_of_our_source_is_another_tf2aif(tmp_path: Path) -> None:
-    package = tmp_path / "tf2aif"
-    (package / "steps").mkdir(parents=True)
-    (package / "steps" / "convert.py").write_text("VERSION = 1\n")
-    first = version.__wrapped__(package)
-    (package / "steps" / "notes.txt").write_text("no module")
-    assert version.__wrapped__(package) == first
-    (package / "steps" / "convert.py").write_text("VERSION = 1  # an edit\n")
-    assert version.__wrapped__(package) != first
-    (package / "steps" / "convert.py").rename(package / "convert.py")
-    assert version.__wrapped__(package) != first
+    def package(name: str, module: str, text: str) -> Path:
+        path = tmp_path / name / module
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        return tmp_path / name
+
+    first = package("first", "steps/convert.py", "VERSION = 1\n")
+    (first / "steps" / "notes.txt").write_text("no module")
+    assert version(first) == version(package("same", "steps/convert.py", "VERSION = 1\n"))
+    assert version(first) != version(package("edit", "steps/convert.py", "VERSION = 1  # x\n"))
+    assert version(first) != version(package("moved", "convert.py", "VERSION = 1\n"))
+    assert not has_changed(first)
+    (first / "steps" / "convert.py").touch()
+    assert not has_changed(first)
+    (first / "steps" / "convert.py").write_text("VERSION = 2\n")
+    assert has_changed(first)
+    assert version(first) == version(tmp_path / "same")  # this process is what it was
+
+
+def test_a_machine_whose_tf2aif_is_changed_leaves(farm: TestFarm, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(Path(tf2aif.__file__).parent, source / "tf2aif")
+    path = os.pathsep.join([str(Path(__file__).parent), str(source)])
+    farm.add("upgraded", "--slots", "1", PYTHONPATH=path)
+    with (source / "tf2aif" / "steps" / "check.py").open("a") as file:
+        file.write("# an upgrade\n")
+    assert farm.processes["upgraded"].wait(timeout=60) == 1
+    assert "tf2aif was changed on this machine: it has left the farm" in farm.log("upgraded")
+    del farm.processes["upgraded"]
 
 
 def test_a_toolchain_with_a_place_of_its_own_stays_there(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from ..workers import Workers
 from .carriage import Carriage
 from .errand import OUT, Errand, Refused, as_record, compare, read_errand, request_in
 from .offer import Offer
+from .source import has_changed
 from .word import News, What, Word, cut
 
 POLL_S = 0.3
@@ -113,6 +114,7 @@ class Host:
     def _do(self, text: str, key: str) -> Word:
         machine = self.offer.machine
         try:
+            _check_source()
             errand = read_errand(text, self.offer)
             self.tell(News(key=key, machine=machine))
             return self._perform(errand, key)
@@ -202,6 +204,7 @@ class Host:
                 machine=self.offer.machine, what=what, failure=reply.failure, log=text,
                 peak_mb=reply.peak_mb,
             )  # fmt: skip
+        _check_source()  # its process may have been started with another one
         record = self._keep(errand, scratch / OUT, reply)
         self.carriage.give(record, self.key, self.trusted)
         return Word(machine=self.offer.machine, what="ran", log=text, peak_mb=reply.peak_mb)
@@ -286,6 +289,12 @@ class Host:
         finally:
             done.set()
             thread.join()
+
+
+def _check_source() -> None:
+    """Raises Tf2aifError where tf2aif was upgraded or edited under this process."""
+    if has_changed():
+        raise Tf2aifError("tf2aif was changed on this machine", hint="start its worker again")
 
 
 def _failure(error: Exception) -> Failure:

@@ -21,11 +21,13 @@ from .host import Host
 from .offer import Offer
 from .pickles import WORKER, keep_only
 from .scheduler import first_of, settle, stop_event
+from .source import has_changed
 from .word import TOPIC, News
 
 METADATA = "tf2aif"
 """Where the scheduler keeps what the machines offer, by name."""
 AGAIN_S = 2.0
+LOOK_S = 5.0
 logger = logging.getLogger(__name__)
 
 
@@ -96,10 +98,10 @@ async def _serve(
                 )
                 joined(address.url)
                 told = False
-                await first_of(worker.finished(), stopped.wait())
-                if stopped.is_set():
+                await first_of(worker.finished(), stopped.wait(), _changed())
+                if stopped.is_set() or has_changed():
                     host.close()  # before its threads are waited for
-                    return
+                    break
             logger.warning("the scheduler at %s has gone", address.url)
         except ValueError as error:  # dask's: the name is taken
             raise Tf2aifError(
@@ -113,6 +115,17 @@ async def _serve(
             told = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), AGAIN_S)
+    if not stopped.is_set():
+        raise Tf2aifError(
+            "tf2aif was changed on this machine: it has left the farm",
+            hint="start the worker again; systemd and Kubernetes do so",
+        )
+
+
+async def _changed() -> None:
+    """Wait until another tf2aif lies where ours did."""
+    while not has_changed():
+        await asyncio.sleep(LOOK_S)
 
 
 def _worker(address: Address, host: Host, listen: str | None) -> Any:
