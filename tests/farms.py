@@ -28,7 +28,7 @@ from tf2aif.remotes.keys import Trusted
 from tf2aif.remotes.shared import Shared
 from tf2aif.steps import STEPS
 from tf2aif.store import Store
-from tf2aif.toolchains.variables import VENDOR_PREFIXES
+from tf2aif.toolchains.variables import is_vendors
 from tf2aif.workers import Workers
 from tf2aif.workspace import Workspace
 
@@ -42,7 +42,7 @@ def plain_environment() -> Iterator[None]:
     """No variable that can change results or names a farm, and the toy step in the table."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith((*VENDOR_PREFIXES, "TF2AIF_REMOTE")) or name in FARM_VARIABLES:
+            if is_vendors(name) or name.startswith("TF2AIF_REMOTE") or name in FARM_VARIABLES:
                 patch.delenv(name)
         patch.setitem(STEPS, KIND, "farm_step")
         yield

@@ -233,6 +233,20 @@ def test_whatever_a_worker_sees_of_a_vendors_variables_is_a_fact_or_fixed(
     assert environment_facts()["OMP_NUM_THREADS"] == "3"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["TF_VAR_password", "TF_CLI_CONFIG_FILE", "TF_TOKEN_app_example", "TF_LOG", "NVIDIA_API_KEY"],
+)
+def test_terraforms_variables_and_secrets_are_unseen(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """They would change keys for nothing, and stand in records that are shared."""
+    monkeypatch.setenv(name, "s3cret")
+    assert name not in child_environment()
+    assert name not in environment_facts()
+    assert environment_facts((name,))[name] == "s3cret"  # the recipe's own wish
+
+
 def test_the_log_level_is_a_default_and_the_rest_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     monkeypatch.setenv("PYTHONHASHSEED", "123")

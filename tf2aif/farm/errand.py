@@ -27,7 +27,7 @@ from ..records import decode as decode_record
 from ..records import encode as encode_record
 from ..steps import STEPS, step_module
 from ..toolchains import TOOLCHAINS, environment_facts
-from ..toolchains.variables import VENDOR_PREFIXES
+from ..toolchains.variables import is_vendors
 from ..worker import Request
 from ..workspace import Workspace
 from .offer import Offer
@@ -226,7 +226,7 @@ def _code_faults(errand: Errand, offer: Offer) -> Iterator[str]:
             "--allow-code"
         )
     for name in (*errand.environment, *errand.variables):
-        allowed = name.startswith(VENDOR_PREFIXES) or name in errand.environment
+        allowed = is_vendors(name) or name in errand.environment
         if not allowed or _FORBIDDEN.match(name) or name.endswith(("PATH", "HOME")):
             yield f"the variable {name} is not set for a step"
 

@@ -34,6 +34,30 @@ VENDOR_PREFIXES = (
 )
 """Read by the converters and engines: passed on, and facts where they can change results."""
 
+TERRAFORM = (
+    "TF_CLI_",
+    "TF_CLOUD_",
+    "TF_DATA_DIR",
+    "TF_ENCRYPTION",
+    "TF_IGNORE",
+    "TF_IN_AUTOMATION",
+    "TF_INPUT",
+    "TF_LOG",
+    "TF_PLUGIN_CACHE_",
+    "TF_REGISTRY_",
+    "TF_STATE_PERSIST_INTERVAL",
+    "TF_TOKEN_",
+    "TF_VAR_",
+    "TF_WORKSPACE",
+)
+"""Another TF's, which often hold credentials: neither passed on nor facts.
+
+Source: "Environment variables" of Terraform's and OpenTofu's command lines.
+"""
+
+SECRETS = ("_CREDENTIALS", "_KEY", "_PASSWORD", "_SECRET", "_TOKEN")
+"""So end names of what no converter needs and no record may hold, such as `NVIDIA_API_KEY`."""
+
 FIXED: Mapping[str, str] = {
     "CI": "true",  # OpenVINO's telemetry sends nothing where it sees this, and does not ask
     "DO_NOT_TRACK": "1",
@@ -70,7 +94,20 @@ def child_environment(extra: Iterable[str] = ()) -> dict[str, str]:
 
 
 def _vendor_names() -> Iterable[str]:
-    return (name for name in os.environ if name.startswith(VENDOR_PREFIXES))
+    return filter(is_vendors, os.environ)
+
+
+def is_vendors(name: str) -> bool:
+    """Whether a variable is for the converters and engines.
+
+    >>> [is_vendors(name) for name in ("TF_ENABLE_ONEDNN_OPTS", "TF_VAR_password", "KERAS_TOKEN")]
+    [True, False, False]
+    """
+    return (
+        name.startswith(VENDOR_PREFIXES)
+        and not name.startswith(TERRAFORM)
+        and not name.endswith(SECRETS)
+    )
 
 
 def _only_logs(name: str) -> bool:
