@@ -223,6 +223,14 @@ def test_a_build_that_is_stopped_ends_what_runs_for_it(farm: TestFarm) -> None:
         until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+def test_who_has_left_the_farm_asks_nothing_of_it(farm: TestFarm) -> None:
+    with farm.build("left") as build:
+        build.connection.close()
+        with pytest.raises(StepFailed, match="stopped before it was done"):
+            build.run(step("left", build.folder))
+    assert farm.runs("left") == 0
+
+
 def test_a_label_that_nobody_offers_fails_at_once(build: TestBuild) -> None:
     with pytest.raises(StepFailed) as failed:
         build.connection.perform("0" * 32, "{}", {"vitis-2.5": 1.0}, step="m/x", timeout_s=9.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -22,7 +23,13 @@ from tf2aif.toolchains import KINDS, TOOLCHAINS, Identity, Missing, identity
 from tf2aif.toolchains import installed as here
 from tf2aif.toolchains.installed import installed, loaded, normalize
 from tf2aif.toolchains.lock import read_lock
-from tf2aif.toolchains.variables import FIXED, child_environment, environment_facts
+from tf2aif.toolchains.variables import (
+    FIXED,
+    as_facts,
+    child_environment,
+    environment_facts,
+    is_secret,
+)
 from tf2aif.workers import Request, Workers
 
 ROOT = Path(__file__).parents[1]
@@ -244,7 +251,14 @@ def test_terraforms_variables_and_secrets_are_unseen(
     monkeypatch.setenv(name, "s3cret")
     assert name not in child_environment()
     assert name not in environment_facts()
-    assert environment_facts((name,))[name] == "s3cret"  # the recipe's own wish
+    wished = environment_facts((name,))  # the recipe says so
+    assert wished[name] == "s3cret"
+    assert child_environment((name,))[name] == "s3cret"
+    (fact,) = as_facts({name: "s3cret"}).values()
+    if is_secret(name):
+        assert fact == f"sha256:{hashlib.sha256(b's3cret').hexdigest()}"
+    else:
+        assert fact == "s3cret"
 
 
 def test_the_log_level_is_a_default_and_the_rest_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from .machine import machine_facts
 from .observed import current_value
 from .records import artifact_digest
 from .store import ActionRecord
-from .toolchains import Missing, environment_facts
+from .toolchains import Missing, as_facts, environment_facts
 from .workspace import Workspace
 
 ELSEWHERE = "elsewhere"  # the toolchain of a step that can only be run on another machine
@@ -134,15 +134,14 @@ def place_facts(step: Step, workspace: Workspace) -> Facts:
     made there and brought here by `tf2aif import-bundle` stands under these facts. Of a step that a
     farm does they are those of its machines.
     """
+    variables = as_facts(environment_facts(step.environment))
     if seat := workspace.seat(step):
-        variables = environment_facts(step.environment)
-        return seat.facts | {f"environment.{name}": v for name, v in variables.items()}
+        return seat.facts | variables
     tool = workspace.places.identity(step.toolchain)
     if isinstance(tool, Missing):
         return {"toolchain.kind": ELSEWHERE}
     facts: Facts = {f"toolchain.{name}": version for name, version in tool.facts().items()}
-    for name, value in environment_facts(step.environment).items():
-        facts[f"environment.{name}"] = value
+    facts |= variables
     if step.device and workspace.places.place(step.toolchain) is None:
         facts |= {f"device.{name}": value for name, value in device_facts(step.device).items()}
     there = workspace.places.asks(step.toolchain)  # its identity names the machine

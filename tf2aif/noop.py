@@ -21,6 +21,7 @@ from .devices import DEVICES, device_facts
 from .snapshot import snapshot, unchanged
 from .toolchains import TOOLCHAINS, Missing, identity
 from .toolchains.installed import environment_facts, installed
+from .toolchains.variables import as_facts
 
 if TYPE_CHECKING:
     from .build import Build
@@ -152,7 +153,7 @@ def _tool(name: str) -> Any:
 def _world(words: Sequence[str], variables: Iterable[str]) -> list[Any]:
     """All but files that a build depends on, as JSON gives it back."""
     versions = sorted(f"{name}=={version}" for name, version in installed().items())
-    environment = sorted(f"{k}={v}" for k, v in environment_facts(tuple(variables)).items())
+    environment = as_facts(environment_facts(tuple(variables)))
     store = [os.environ.get(n, "") for n in _OTHERS]
     cores = sorted(os.sched_getaffinity(0))
     return [__version__, sys.version, list(words), versions, environment, store, cores]

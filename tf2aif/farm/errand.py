@@ -26,7 +26,7 @@ from ..records import ActionRecord, OutputFile, artifact_digest
 from ..records import decode as decode_record
 from ..records import encode as encode_record
 from ..steps import STEPS, step_module
-from ..toolchains import TOOLCHAINS, environment_facts
+from ..toolchains import TOOLCHAINS, as_facts, environment_facts
 from ..toolchains.variables import is_vendors
 from ..worker import Request
 from ..workspace import Workspace
@@ -295,7 +295,7 @@ def compare(errand: Errand, scratch: Path, place: Facts) -> None:
         },
         seed=errand.seed,
     )
-    facts |= place | {f"environment.{n}": v for n, v in sorted(errand.variables.items())}
+    facts |= place | as_facts(errand.variables)
     if changes := explain(errand.facts, facts):
         words = "; ".join(change.render() for change in changes)
         raise Refused(f"{errand.step}: it is not what it says: {words}")

@@ -31,7 +31,7 @@ DEATHS = 2
 """A step under which so many machines died is tried no more."""
 
 
-_LOST = (OSError, AttributeError, UnboundLocalError)
+_LOST = (OSError, AttributeError, RuntimeError, UnboundLocalError)
 """What dask raises in a thread that asks while another closes the connection that was lost."""
 
 
@@ -109,9 +109,10 @@ class Farm:
             listen(news)
 
         while True:
-            self._fail_without_machines(step, resources, troubles)
+            self._fail_if_closed(step)
             wanted = f"tf-{key}" + (f"-{len(troubles) + 1}" if troubles else "")
             try:
+                self._fail_without_machines(step, resources, troubles)
                 word = self._once(wanted, text, resources, troubles, step, timeout_s, starts, note)
             except Gone as error:
                 self._come_back(step, error)
@@ -181,8 +182,7 @@ class Farm:
         future.add_done_callback(lambda _: over.set())
         since: tuple[int, float] = (len(starts), time.monotonic())
         while True:
-            if self._closed:
-                raise StepFailed(f"{step}: stopped before it was done")
+            self._fail_if_closed(step)
             try:
                 if over.wait(POLL_S):
                     return str(future.result(timeout=10))
@@ -190,8 +190,6 @@ class Farm:
             except KilledWorker:
                 return None
             except (CancelledError, *_LOST) as error:
-                if self._closed:
-                    raise StepFailed(f"{step}: stopped before it was done") from error
                 raise Gone(client, error) from error
             if since[0] != len(starts):
                 since = len(starts), time.monotonic()
@@ -210,6 +208,11 @@ class Farm:
             for name, offer in self.offers(young_s=POLL_S).items()
             if name not in troubles and can(offer, resources)
         }
+
+    def _fail_if_closed(self, step: str) -> None:
+        """Nobody waits for it any more. Raises StepFailed."""
+        if self._closed:
+            raise StepFailed(f"{step}: stopped before it was done")
 
     def _fail_without_machines(
         self, step: str, resources: Mapping[str, float], troubles: Mapping[str, str]

@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import Struct
 
 from .. import __version__
+from ..toolchains.variables import is_secret
 from .bases import Base, read_base
 from .documents import Descriptor, Platform
 from .image import PORT, Healthcheck, Image, Settings, attach, compose, join, referrers_tag
@@ -30,7 +31,6 @@ from .wheels import FOLDER as PACKAGES
 
 _NAME = "org.opencontainers.image."
 _WITHHELD = "(withheld)"
-_SECRETS = ("secret", "password", "passwd", "token", "credential", "api_key", "apikey")
 
 
 class Parts(Struct, frozen=True, kw_only=True):
@@ -202,11 +202,6 @@ def withhold(facts: Mapping[str, Any]) -> dict[str, Any]:
         name: _WITHHELD if name.startswith("environment.") or is_secret(name) else value
         for name, value in facts.items()
     }
-
-
-def is_secret(name: str) -> bool:
-    """Whether an option's name says that its value is a secret."""
-    return any(word in name.lower().replace("-", "_") for word in _SECRETS)
 
 
 def attached_to(layout: Layout, image: Descriptor) -> tuple[Descriptor, ...]:

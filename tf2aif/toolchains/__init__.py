@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..errors import Tf2aifError
 from .installed import installed as distributions_here
-from .variables import child_environment, environment_facts
+from .variables import as_facts, child_environment, environment_facts
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -31,6 +31,7 @@ __all__ = [
     "NearKind",
     "Root",
     "Toolchain",
+    "as_facts",
     "child_environment",
     "command",
     "environment_facts",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 PASSED = frozenset({
     "ALL_PROXY", "CURL_CA_BUNDLE", "HOME", "HTTPS_PROXY", "HTTP_PROXY", "LANG", "LANGUAGE",
@@ -55,8 +56,7 @@ TERRAFORM = (
 Source: "Environment variables" of Terraform's and OpenTofu's command lines.
 """
 
-SECRETS = ("_CREDENTIALS", "_KEY", "_PASSWORD", "_SECRET", "_TOKEN")
-"""So end names of what no converter needs and no record may hold, such as `NVIDIA_API_KEY`."""
+_SECRETS = ("apikey", "credential", "passwd", "password", "secret", "token")
 
 FIXED: Mapping[str, str] = {
     "CI": "true",  # OpenVINO's telemetry sends nothing where it sees this, and does not ask
@@ -85,6 +85,34 @@ def environment_facts(extra: Iterable[str] = ()) -> dict[str, str]:
     }
 
 
+def as_facts(variables: Mapping[str, str]) -> dict[str, Any]:
+    """Variables as they stand in keys and records: of a secret, its SHA-256.
+
+    >>> as_facts({"OMP_NUM_THREADS": "2"})
+    {'environment.OMP_NUM_THREADS': '2'}
+    """
+    return {
+        f"environment.{name}": _digest(value) if is_secret(name) else value
+        for name, value in sorted(variables.items())
+    }
+
+
+def is_secret(name: str) -> bool:
+    """Whether a name, of a variable or an option, says that its value is nobody's business.
+
+    >>> [is_secret(name) for name in ("HF_TOKEN", "NVIDIA_API_KEY", "arguments.keys", "DATA_DIR")]
+    [True, True, False, False]
+    """
+    plain = name.lower().replace("-", "_")
+    return plain.endswith("_key") or any(word in plain for word in _SECRETS)
+
+
+def _digest(value: str) -> str:
+    import hashlib
+
+    return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}"
+
+
 def child_environment(extra: Iterable[str] = ()) -> dict[str, str]:
     """The whole environment of a worker: passed on, listed by the recipe, or fixed here."""
     names = {*PASSED, *_vendor_names(), *extra}
@@ -103,11 +131,8 @@ def is_vendors(name: str) -> bool:
     >>> [is_vendors(name) for name in ("TF_ENABLE_ONEDNN_OPTS", "TF_VAR_password", "KERAS_TOKEN")]
     [True, False, False]
     """
-    return (
-        name.startswith(VENDOR_PREFIXES)
-        and not name.startswith(TERRAFORM)
-        and not name.endswith(SECRETS)
-    )
+    ours = name.startswith(VENDOR_PREFIXES) and not name.startswith(TERRAFORM)
+    return ours and not is_secret(name)
 
 
 def _only_logs(name: str) -> bool:
