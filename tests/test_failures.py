@@ -644,8 +644,9 @@ def test_two_builds_at_once_run_each_step_once(
     with started(many, "build", "-n", "2", "--json") as one:
         with started(many, "build", "-n", "2", "--json") as other:
             outputs = [process.communicate(timeout=120) for process in (one, other)]
-    assert [one.returncode, other.returncode] == [0, 0], outputs
     reports = [json.loads(output) for output, _ in outputs]
+    assert [report["failures"] for report in reports] == [{}, {}], outputs
+    assert [one.returncode, other.returncode] == [0, 0], outputs
     assert sum(report["ran"] for report in reports) == MANY
     assert all(
         {found["state"] for found in report["variants"].values()} == {"built"} for report in reports
