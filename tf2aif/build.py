@@ -195,14 +195,19 @@ class Build:
         except (Tf2aifError, OSError):
             return False
 
-    def write_variant(self, name: str, *, again: bool = False) -> None:  # noqa: ARG002
-        """Write the variant's folder, or its bundle where a toolchain is missing."""
+    def write_variant(self, name: str, *, again: bool = False) -> None:
+        """Write the variant's folder, or its bundle where a toolchain is missing.
+
+        Not where another build has just done it, unless it is to be written `again`.
+        """
         variant = self.graph.variants[name]
         writing = self.chronicle.variant(name) if self.chronicle else contextlib.nullcontext()
         try:
             self._bring(variant)
             write = write_bundle if self.blocked(variant) else write_variant
-            with writing:
+            with writing, self.workspace.lock_variant(name):
+                if not again and self.is_current(name):
+                    return
                 write(variant, self.graph, self.workspace, self.missing)
         except OSError as error:
             raise self._failed(name, _os_error(name, error)) from error

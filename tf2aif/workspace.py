@@ -105,11 +105,19 @@ class Workspace:
         write_atomically(self._state(step), encode(record))
 
     @contextmanager
-    def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
-        """One holder at a time in this tree (or any number of shared ones), over all processes."""
-        path = self.private / "locks" / name.replace("/", "%")
-        with locked(path, shared=shared, waiting=partial(self.note_locked, name)):
+    def lock(self, name: str) -> Iterator[None]:
+        """One holder of a step at a time in this tree, over all processes."""
+        with locked(self._lock_file(name), waiting=partial(self.note_locked, name)):
             yield
+
+    @contextmanager
+    def lock_variant(self, name: str) -> Iterator[None]:
+        """One writer of a variant's folder at a time in this tree, over all processes."""
+        with locked(self._lock_file(f"{name}/variant")):
+            yield
+
+    def _lock_file(self, name: str) -> Path:
+        return self.private / "locks" / name.replace("/", "%")
 
     def turn(self, step: Step) -> AbstractContextManager[None]:
         """The step's turn: it begins when there are cores, memory and devices for it."""
