@@ -21,4 +21,4 @@ def until(true: Callable[[], Any], within_s: float = 60.0) -> None:
     end = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.05)
+        time.sleep(0.02)

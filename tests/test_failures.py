@@ -18,14 +18,14 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from processes import is_running
+from processes import is_running, until
 from project import UserProject
 
 from tf2aif.build import Build
@@ -566,7 +566,7 @@ def check_nothing_is_half_made(project: UserProject) -> None:
 def test_ctrl_c_ends_all_and_keeps_what_is_done(many: UserProject, to: str) -> None:
     with started(many, "build", "-n", "2") as process:
         wait_for_steps(many, 3)
-        wait_for(lambda: bool(descendants(process.pid)))  # between two steps there may be none
+        until(lambda: bool(descendants(process.pid)))  # between two steps there may be none
         workers = descendants(process.pid)
         if to == "group":
             os.killpg(process.pid, signal.SIGINT)
@@ -592,15 +592,7 @@ def test_ctrl_c_ends_all_and_keeps_what_is_done(many: UserProject, to: str) -> N
 def wait_for_steps(project: UserProject, count: int) -> None:
     """Until so many checks are done."""
     steps = project.root / "build" / "digits" / ".steps"
-    wait_for(lambda: len(list(steps.glob("check-*-fp32.json"))) >= count)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Until it holds; fails after a minute."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: len(list(steps.glob("check-*-fp32.json"))) >= count)
 
 
 def test_a_recipe_that_is_edited_after_a_kill(many: UserProject) -> None:
@@ -626,7 +618,7 @@ def test_code_that_is_edited_while_it_runs(
     many.write(recipe)
     log = many.root / "build" / "digits" / ".steps" / "check-t0-fp32.log"
     with started(many, "build") as process:
-        wait_for(lambda: log.is_file() and "scoring" in log.read_text())
+        until(lambda: log.is_file() and "scoring" in log.read_text())
         code = many.path("accidents.py")
         code.write_text(code.read_text() + "# edited\n")
         _, errors = process.communicate(timeout=60)

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import pytest
 import yaml
 from engine import Cutter, free_port
-from processes import is_running
+from processes import is_running, until
 from project import UserProject
 
 from tf2aif.errors import StepFailed
@@ -68,7 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "config")], stderr=log)
     try:
-        wait_until(lambda: process.poll() is not None or answers(number))
+        until(lambda: process.poll() is not None or answers(number), 30)
         if process.poll() is not None:
             pytest.skip(f"sshd does not start: {(folder / 'log').read_text().strip()[-200:]}")
         yield Server(number, folder / "user", process.pid)
@@ -81,13 +80,6 @@ def answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as client:
         return client.recv(64).startswith(b"SSH-2.0")
     return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def place_at(port: int, key: Path, python: str = sys.executable) -> Place:
@@ -278,11 +270,11 @@ def test_past_its_time_it_ends_there(run: Run, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with pytest.raises(StepFailed, match="over its time limit of 2 s"):
         run("sleep", mark=str(mark), timeout_s=2)
-    wait_until(lambda: not any(is_running(pid) for pid in pids_in(mark)))
+    until(lambda: not any(is_running(pid) for pid in pids_in(mark)), 30)
 
 
 def pids_in(mark: Path) -> list[int]:
-    wait_until(mark.exists)
+    until(mark.exists, 30)
     return [int(word) for word in mark.read_text().split()]
 
 
@@ -303,8 +295,8 @@ def test_a_dropped_connection_is_one_failed_step_and_ends_it_there(
             os.kill(session, signal.SIGKILL)
         with pytest.raises(StepFailed, match=f"the connection to {place.ssh} failed"):
             task.result(timeout=30)
-    wait_until(lambda: not any(map(is_running, pids)))
-    wait_until(lambda: leftovers() <= before)
+    until(lambda: not any(map(is_running, pids)), 30)
+    until(lambda: leftovers() <= before, 30)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -331,7 +323,7 @@ def test_closing_ends_it_there(run: Run, workers: Workers, tmp_path: Path) -> No
         threading.Thread(target=workers.close).start()
         with pytest.raises(StepFailed, match="stopped before it was done"):
             task.result(timeout=30)
-    wait_until(lambda: not any(map(is_running, pids)))
+    until(lambda: not any(map(is_running, pids)), 30)
 
 
 PARENT = """
@@ -359,7 +351,7 @@ def test_a_killed_build_ends_it_there(tmp_path: Path, place: Place) -> None:
     pids = pids_in(mark)
     build.send_signal(signal.SIGKILL)
     build.wait()
-    wait_until(lambda: not any(map(is_running, pids)))
+    until(lambda: not any(map(is_running, pids)), 30)
 
 
 def test_steps_take_turns_on_a_machine(run: Run, tmp_path: Path, place: Place) -> None:
@@ -411,10 +403,10 @@ def test_who_gives_up_waiting_leaves_the_queue(
         before = leftovers()
         waiting = pool.submit(run, "copy")
         log = tmp_path / "log.txt"
-        wait_until(lambda: log.exists() and "waiting: another step" in log.read_text())
+        until(lambda: log.exists() and "waiting: another step" in log.read_text(), 30)
         assert leftovers() > before
         workers.close()
-        wait_until(lambda: leftovers() == before)
+        until(lambda: leftovers() == before, 30)
         assert not running.done()
         first.close()
         for task in (running, waiting):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from processes import is_running
+from processes import is_running, until
 
 from tf2aif.errors import StepFailed
 from tf2aif.postmortem import cause_of_death, last_lines, oom_kills
@@ -85,19 +84,9 @@ def make_request(
     )
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    """Whether it comes true in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def pids_in(mark: Path) -> list[int]:
     """The process ids that a step wrote down once it was running."""
-    assert wait_for(mark.exists)
+    until(mark.exists, 20)
     return [int(word) for word in mark.read_text().split()]
 
 
@@ -258,7 +247,7 @@ def test_past_its_time_a_step_is_killed_with_its_children(do: Do, tmp_path: Path
     mark = tmp_path / "mark"
     with pytest.raises(StepFailed, match=r"over its time limit of 1.5 s"):
         do("sleep", mark=str(mark), timeout_s=1.5)
-    assert wait_for(lambda: not any(map(is_running, pids_in(mark))), 2)
+    until(lambda: not any(map(is_running, pids_in(mark))), 2)
 
 
 @pytest.mark.parametrize("in_child", [False, True])
@@ -278,7 +267,7 @@ def test_a_child_left_behind_hides_nothing_and_is_killed(do: Do, tmp_path: Path)
     mark = tmp_path / "mark"
     with pytest.raises(StepFailed, match="exit code 4"):
         do("leave_child", mark=str(mark))
-    assert wait_for(lambda: not any(map(is_running, pids_in(mark))), 2)
+    until(lambda: not any(map(is_running, pids_in(mark))), 2)
 
 
 def test_a_toolchain_that_cannot_be_imported_fails_the_step(
@@ -327,7 +316,7 @@ def test_closing_ends_steps_that_run(workers: Workers, do: Do, tmp_path: Path) -
         workers.close()
         with pytest.raises(StepFailed, match="stopped before it was done"):
             task.result(timeout=5)
-    assert wait_for(lambda: not any(map(is_running, pids)), 2)
+    until(lambda: not any(map(is_running, pids)), 2)
     with pytest.raises(StepFailed, match="stopped before it was done"):
         do("tell")
 
@@ -382,7 +371,7 @@ def test_workers_die_with_the_planning_process(
     assert all(map(is_running, pids))
     parent.send_signal(number)
     parent.communicate(timeout=5)
-    assert wait_for(lambda: not any(map(is_running, pids)), 2)
+    until(lambda: not any(map(is_running, pids)), 2)
 
 
 def test_ctrl_c_ends_the_step_and_is_handed_on(tmp_path: Path) -> None:
@@ -391,7 +380,7 @@ def test_ctrl_c_ends_the_step_and_is_handed_on(tmp_path: Path) -> None:
     _, errors = parent.communicate(timeout=10)
     assert b"KeyboardInterrupt" in errors
     assert b"StepFailed" not in errors
-    assert wait_for(lambda: not any(map(is_running, pids)), 2)
+    until(lambda: not any(map(is_running, pids)), 2)
 
 
 def test_ctrl_c_does_not_reach_a_worker(do: Do) -> None:
@@ -468,7 +457,7 @@ def test_memory_of_a_process_and_its_children() -> None:
         "import subprocess, sys; x = bytearray(b'1' * (100 << 20)); subprocess.run(['sleep', '9'])"
     )
     with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
-        assert wait_for(lambda: tree_memory_mb(process.pid) > 100)
+        until(lambda: tree_memory_mb(process.pid) > 100, 20)
         assert 100 < tree_memory_mb(process.pid, limit_mb=50) < 160
         os.killpg(process.pid, signal.SIGKILL)
     assert tree_memory_mb(process.pid) == 0

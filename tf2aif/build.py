@@ -358,7 +358,8 @@ class Build:
 
     def _write_failure(self, variant: Variant, reason: str) -> None:
         try:
-            write_failure(variant, self.workspace, reason)
+            with self.workspace.lock_variant(variant.id):
+                write_failure(variant, self.workspace, reason)
         except OSError:  # a full disk: at least nothing stale stays
             self.clean_variant(variant.id)
 
